@@ -1,0 +1,162 @@
+"""`gpuflow.connect`: a running cluster, or an embedded one, as the rest of gpuflow uses it."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from distributed import Client
+
+from gpuflow import __version__
+from gpuflow.backends.select import select_device
+from gpuflow.cluster.launch import EmbeddedCluster
+from gpuflow.cluster.worker_plugin import on_store, sent_bytes
+from gpuflow.errors import ClusterError
+from gpuflow.settings import scheduler_address, store_root
+
+T = TypeVar("T")
+
+_CONNECT_SECONDS = 15.0
+_WORKERS_SECONDS = 90.0  # for all embedded workers to join: processes that import in parallel on few cores
+
+
+class Connection:
+    """A cluster to work on. Close it, or use it in a `with` block; that also ends an embedded cluster.
+
+    client: the `distributed.Client`, for whatever else you want to run there. device: what steps run on."""
+
+    def __init__(self, client: Client, device: str, embedded: EmbeddedCluster | None = None) -> None:
+        self.client, self.device, self.embedded = client, device, embedded
+        self._check()
+
+    # -- what is there ----------------------------------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """Version, routing mode and workers, as the scheduler sees them. ClusterError when it has no gpuflow plugin."""
+        return dict(self.ask("gf_info"))
+
+    def nodes(self) -> dict[str, list[str]]:
+        """Addresses of the live workers of each node, by node id."""
+        found: dict[str, list[str]] = {}
+        for address, worker in sorted(self.info()["workers"].items()):
+            found.setdefault(worker["node"], []).append(address)
+        if not found:
+            raise ClusterError("no node has joined the cluster", "start one with `gpuflow node --scheduler ADDRESS --root ROOT`")
+        return dict(sorted(found.items()))
+
+    def ask(self, operation: str, **kwargs: Any) -> Any:
+        """Call one of the plugin's handlers on the scheduler."""
+        if self.client.status not in ("running", "connecting"):
+            raise ClusterError(f"the connection to the scheduler is {self.client.status}", "connect again")
+        try:
+            return self.client.sync(getattr(self.client.scheduler, operation), **kwargs)
+        except AttributeError as error:
+            raise self._no_plugin() from error
+        except ValueError as error:
+            raise (self._no_plugin() if "unknown operation" in str(error).lower() else error) from error
+
+    def _no_plugin(self) -> ClusterError:
+        address = self.client.scheduler_info(n_workers=0)["address"]
+        return ClusterError(
+            f"the scheduler at {address} has no gpuflow plugin",
+            "start it with `gpuflow scheduler`, or `dask scheduler --preload gpuflow.cluster`",
+        )
+
+    # -- what is done there -----------------------------------------------------------------------------------------------------
+
+    def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
+        """`function(store, *args)` on one worker of every node: {node id: result}. Its errors are raised here."""
+        chosen = {addresses[0]: node for node, addresses in self.nodes().items()}
+        answers = self.client.run(on_store, function, *args, workers=list(chosen))
+        return {chosen[address]: answer for address, answer in answers.items()}
+
+    def on_node(self, node: str, function: Callable[..., T], *args: Any) -> T:
+        """`function(store, *args)` on one worker of `node`."""
+        address = self.nodes()[node][0]
+        answer: T = self.client.run(on_store, function, *args, workers=[address])[address]
+        return answer
+
+    def sent_bytes(self, run: str) -> int:
+        """Chunk bytes that left workers for `run`, by their own count."""
+        workers = [address for addresses in self.nodes().values() for address in addresses]
+        return sum(self.client.run(sent_bytes, run, workers=workers).values())
+
+    # -- start and end ----------------------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        info = self.info()
+        if info["broken"]:
+            raise ClusterError(f"gpuflow's scheduler plugin is not working: {info['broken']}")
+        versions = {info["version"], *(worker["version"] for worker in info["workers"].values())}
+        if versions != {__version__}:
+            raise ClusterError(f"this is gpuflow {__version__}, the cluster has {', '.join(sorted(versions))}", "install one version")
+        if info["foreign"]:
+            shown = ", ".join(info["foreign"][:3])
+            warnings.warn(
+                f"{len(info['foreign'])} workers have no gpuflow plugin and get no chunks ({shown}); "
+                "start them with `gpuflow node`, or `dask worker --preload gpuflow.cluster`",
+                stacklevel=4,
+            )
+
+    def close(self) -> None:
+        """Leave the cluster; an embedded one ends."""
+        self.client.close()
+        if self.embedded is not None:
+            self.embedded.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def connect(
+    address: str | None = None,
+    *,
+    nodes: int | None = None,
+    workers: int | None = None,
+    root: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+) -> Connection:
+    """Connect to the cluster at `address` (`tcp://host:port`; default `GPUFLOW_SCHEDULER`), or start an embedded one.
+
+    An embedded cluster has a scheduler and `workers` worker processes (default 1) on each of `nodes` nodes (default 1) on this machine.
+    Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes have roots below it. device: auto | cpu | cuda."""
+    chosen = select_device(device)
+    address = address or scheduler_address()
+    if address is None:
+        return _embedded(Path(root) if root else store_root(), nodes or 1, workers, chosen)
+    if nodes is not None or workers is not None or root is not None:
+        raise ClusterError("nodes, workers and root are for an embedded cluster", f"leave them out, or do not name {address}")
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS)
+    except (OSError, ValueError) as error:
+        raise ClusterError(f"no scheduler answers at {address} ({error})", "check the address, or start `gpuflow scheduler`") from error
+    try:
+        return Connection(client, chosen)
+    except BaseException:
+        client.close()
+        raise
+
+
+def _embedded(root: Path, nodes: int, workers: int | None, device: str) -> Connection:
+    cluster = EmbeddedCluster(root.absolute(), nodes, workers)
+    try:
+        client = Client(cluster.address, timeout=_CONNECT_SECONDS)
+        deadline = time.monotonic() + _WORKERS_SECONDS
+        while len(client.scheduler_info(n_workers=-1)["workers"]) < cluster.worker_count:
+            if cluster.trouble or time.monotonic() > deadline:
+                raise ClusterError(cluster.trouble or f"{cluster.worker_count} workers did not start in {_WORKERS_SECONDS:.0f} s")
+            time.sleep(0.02)
+        return Connection(client, device, cluster)
+    except BaseException:
+        cluster.close()
+        raise
+
+

@@ -1,0 +1,216 @@
+"""Scheduler and worker processes: started the way a user would start them, and kept up.
+
+One launch path for the embedded cluster and for `gpuflow node`: `dask worker ... --preload gpuflow.cluster` under a supervisor that
+starts it again when it dies, because a worker does not come back by itself after a crash or a restart of its scheduler."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gpuflow.errors import ClusterError, StoreError
+from gpuflow.storage.node import NodeStore
+
+logger = logging.getLogger(__name__)
+
+_START_SECONDS = 60.0  # imports on a loaded two-core machine have taken ten
+_CLOSE_SECONDS = 5.0
+_GIVE_UP_AFTER, _WITHIN_SECONDS = 5, 20.0  # five deaths in twenty seconds are not bad luck
+
+
+def node_roots(root: Path, nodes: int) -> list[Path]:
+    """Store roots of an embedded cluster: `root` itself is the first node, others lie in `root/nodes/`."""
+    return [root, *(root / "nodes" / str(number) for number in range(1, nodes))]
+
+
+def existing_roots(root: Path) -> list[Path]:
+    """Store roots below `root` that hold a node already, the first node first."""
+    others = sorted((root / "nodes").glob("*/node.json"), key=lambda path: (len(path.parent.name), path.parent.name))
+    return [path.parent for path in [root / "node.json", *others] if path.exists()]
+
+
+def scheduler_command(*options: str) -> list[str]:
+    """`dask scheduler` with gpuflow in it."""
+    return [sys.executable, "-m", "distributed.cli.dask_scheduler", "--preload", "gpuflow.cluster", *options]
+
+
+def worker_command(scheduler: str, root: Path, *options: str, node_name: str | None = None) -> list[str]:
+    """`dask worker` as a worker of the node whose store is at `root`."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, *options, "--preload", "gpuflow.cluster"]
+    return [*command, "--root", str(root), *(["--node-name", node_name] if node_name else [])]
+
+
+class Supervised:
+    """A process that is started again when it ends, until `close`. `log` takes its output."""
+
+    def __init__(self, command: Sequence[str], *, log: Path | None, lifeline: bool, on_give_up: Callable[[str], None]) -> None:
+        self._command, self._log, self._lifeline, self._on_give_up = list(command), log, lifeline, on_give_up
+        self._closing = threading.Event()
+        self.process = self._start()
+        self._thread = threading.Thread(target=self._watch, name="gpuflow-supervisor", daemon=True)
+        self._thread.start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return start_process(self._command, log=self._log, lifeline=self._lifeline)
+
+    def _watch(self) -> None:
+        deaths: deque[float] = deque(maxlen=_GIVE_UP_AFTER)
+        while True:
+            status = self.process.wait()
+            if self._closing.is_set():
+                return
+            deaths.append(time.monotonic())
+            if len(deaths) == _GIVE_UP_AFTER and deaths[-1] - deaths[0] < _WITHIN_SECONDS:
+                self._on_give_up(f"ended {_GIVE_UP_AFTER} times, last with status {status}{tail(self._log)}")
+                return
+            logger.warning("worker process %d ended with status %d: starting it again", self.process.pid, status)
+            self._closing.wait(0.1 * len(deaths))
+            if not self._closing.is_set():
+                self.process = self._start()
+
+    def close(self) -> None:
+        """End the process and stop watching."""
+        self._closing.set()
+        end_process(self.process)
+        self._thread.join()
+        end_process(self.process)  # one that was being started meanwhile
+
+
+def start_process(command: Sequence[str], *, log: Path | None, lifeline: bool) -> subprocess.Popen[bytes]:
+    """Start `command` in a process group of its own, so that a terminal's Ctrl-C reaches only us; with a lifeline it dies when we do."""
+    output = open(log, "ab") if log else None  # noqa: SIM115 - handed to the child, closed below
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE if lifeline else subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT if output else None,
+            env={**os.environ, **({"GPUFLOW_LIFELINE": "1"} if lifeline else {})},
+            process_group=0,
+        )
+    finally:
+        if output:
+            output.close()
+
+
+def end_process(process: subprocess.Popen[bytes]) -> None:
+    """Ask the process to end, then make it."""
+    process.terminate()
+    try:
+        process.wait(_CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def tail(log: Path | None, lines: int = 4) -> str:
+    """The last lines of a log, to end an error message with."""
+    if log is None or not log.exists():
+        return ""
+    text = log.read_text(errors="replace").strip().splitlines()[-lines:]
+    return ": " + " | ".join(line.strip() for line in text) if text else ""
+
+
+class EmbeddedCluster:
+    """A scheduler and worker processes on this machine, for as long as this object (or this process) lives."""
+
+    def __init__(self, root: Path, nodes: int = 1, workers: int | None = None) -> None:
+        """`nodes` store roots (see `node_roots`), each with `workers` processes (default 1); the cores are shared out as threads."""
+        if nodes < 1 or (workers is not None and workers < 1):
+            raise ClusterError(f"a cluster of {nodes} nodes with {workers} workers each cannot be", "use numbers from 1 up")
+        self._roots, self._per_node = node_roots(root, nodes), workers or 1
+        self._threads = max(1, len(os.sched_getaffinity(0)) // (nodes * self._per_node))
+        self._folder = tempfile.TemporaryDirectory(prefix="gpuflow-")
+        self._workers: list[Supervised] = []
+        self.trouble = ""
+        for number, node_root in enumerate(self._roots):
+            # Opened here first: an unusable root is an error of the caller's, not of a child process.
+            NodeStore(node_root, name=f"node{number}").close()
+        self._scheduler = self._start_scheduler()
+        try:
+            self.address = self._wait_for_address()
+            for number, node_root in enumerate(self._roots):
+                self._workers += [self._start_worker(number, node_root, index) for index in range(self._per_node)]
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def worker_count(self) -> int:
+        return len(self._roots) * self._per_node
+
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / name
+
+    def _start_scheduler(self) -> subprocess.Popen[bytes]:
+        options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"]
+        command = scheduler_command(*options, "--scheduler-file", str(self._path("scheduler.json")))
+        return start_process(command, log=self._path("scheduler.log"), lifeline=True)
+
+    def _wait_for_address(self) -> str:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._scheduler.poll() is None:
+            try:
+                return str(json.loads(self._path("scheduler.json").read_text())["address"])
+            except (FileNotFoundError, ValueError):  # not there yet, or half written
+                time.sleep(0.02)
+        raise ClusterError(f"the embedded scheduler did not start{tail(self._path('scheduler.log'))}")
+
+    def _start_worker(self, number: int, root: Path, index: int) -> Supervised:
+        name = f"node{number}-{index}"
+        options = ["--host", "127.0.0.1", "--no-nanny", "--no-dashboard", "--nthreads", str(self._threads)]
+        options += ["--name", name, "--local-directory", self._folder.name]
+        command = worker_command(self.address, root, *options)
+
+        def give_up(reason: str) -> None:
+            self.trouble = f"worker {name} {reason}"
+            logger.error(self.trouble)
+
+        return Supervised(command, log=self._path(f"{name}.log"), lifeline=True, on_give_up=give_up)
+
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers as they are now."""
+        return [worker.process.pid for worker in self._workers]
+
+    def close(self) -> None:
+        """End all processes."""
+        closing = [threading.Thread(target=worker.close) for worker in self._workers]
+        for thread in closing:
+            thread.start()
+        for thread in closing:
+            thread.join()
+        end_process(self._scheduler)
+        self._folder.cleanup()
+
+
+def serve_node(scheduler: str, root: Path, options: Sequence[str], node_name: str | None) -> None:
+    """Run a node's workers in the foreground, starting them again when they end, until interrupted. `gpuflow node`."""
+    try:
+        NodeStore(root, name=node_name).close()
+    except StoreError as error:
+        raise ClusterError(f"this node cannot start: {error}") from error
+    failed = threading.Event()
+    reasons: list[str] = []
+
+    def give_up(reason: str) -> None:
+        reasons.append(reason)
+        failed.set()
+
+    command = worker_command(scheduler, root, *options, node_name=node_name)
+    supervised = Supervised(command, log=None, lifeline=False, on_give_up=give_up)
+    try:
+        failed.wait()
+        raise ClusterError(f"worker {reasons[0]}", "see its output above")
+    finally:
+        supervised.close()

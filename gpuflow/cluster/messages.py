@@ -1,0 +1,40 @@
+"""What crosses Dask's wire between client, scheduler and workers. Plain frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpuflow import __version__
+
+PREFIX = "gpuflow-"
+"""First element of a chunk task's key: `("gpuflow-<job>-<run>", number)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkGroup:
+    """What one Dask task works on: chunks of one array with the same holders. The scheduler routes by this value.
+
+    generations: of the chunks to be read, as planned; an older replica is not taken for them. newest: of the chunks to be written,
+    0 where there is none yet. nbytes: encoded bytes to be read; work: decoded bytes: what
+    shipping and computing cost is estimated from. node: the node that must take it (an ingest's placement). movable: whether
+    another node than a holder may take it when waiting costs more than shipping; chunks changed in place stay where they are."""
+
+    run: str
+    dataset: str
+    array: str
+    chunks: tuple[int, ...]
+    generations: tuple[int, ...]
+    newest: tuple[int, ...]
+    nbytes: int
+    work: int
+    node: str | None = None
+    movable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """What a worker says of itself when it joins."""
+
+    node: str
+    root: str
+    version: str = __version__

@@ -1,0 +1,47 @@
+"""`--preload gpuflow.cluster`: what makes an ordinary Dask scheduler or worker one of gpuflow's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import click
+from distributed import Nanny, Scheduler, Worker
+
+from gpuflow.cluster import scheduler_plugin, worker_plugin
+from gpuflow.errors import GpuflowError
+from gpuflow.settings import store_root
+
+
+@click.command()
+@click.option("--root", type=click.Path(path_type=Path), default=None, help="Store root of this worker's node (or GPUFLOW_ROOT).")
+@click.option("--node-name", default=None, help="Name of a new node; the default is the host's name.")
+def dask_setup(server: Any, root: Path | None, node_name: str | None) -> None:
+    """gpuflow's part of a Dask scheduler or worker."""
+    if os.environ.get("GPUFLOW_LIFELINE"):
+        _die_with_parent()
+    if isinstance(server, Scheduler):
+        scheduler_plugin.install(server)
+    elif isinstance(server, Worker):
+        try:
+            worker_plugin.install(server, root or store_root(), node_name)
+        except GpuflowError as error:
+            # Dask goes on without a preload that raises; a worker without its store must not.
+            print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            os._exit(1)
+    elif not isinstance(server, Nanny):
+        raise TypeError(f"gpuflow.cluster preloads into a scheduler or a worker, not {type(server).__name__}")
+
+
+def _die_with_parent() -> None:
+    """End this process when its standard input closes: the embedded cluster must not outlive a killed client."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, name="gpuflow-lifeline", daemon=True).start()

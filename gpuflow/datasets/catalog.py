@@ -1,0 +1,124 @@
+"""Which datasets there are, and where their chunks lie, as the nodes together tell it.
+
+Pure functions over what `Nodes` answers; a `Nodes` is a cluster's connection, or the store roots on this machine's disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuflow.errors import NotFound
+from gpuflow.storage.manifest import REPLICA_DTYPE
+from gpuflow.storage.node import NodeStore
+from gpuflow.storage.record import DatasetRecord
+
+T = TypeVar("T")
+
+
+class Nodes(Protocol):
+    """The nodes of a cluster, alive or only on disk."""
+
+    def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
+        """`function(store, *args)` for the store of every node: {node id: result}."""
+        ...
+
+
+@dataclass(frozen=True)
+class NodesOnDisk:
+    """Store roots of this machine, opened without any cluster."""
+
+    roots: tuple[Path, ...]
+
+    def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
+        return dict(self._answers(function, *args))
+
+    def _answers(self, function: Callable[..., T], *args: Any) -> Iterator[tuple[str, T]]:
+        for root in self.roots:
+            with closing(NodeStore(root, create=False)) as store:
+                yield store.node_id, function(store, *args)
+
+
+def records(nodes: Nodes) -> dict[str, DatasetRecord]:
+    """Every dataset's newest record, by name."""
+    newest: dict[str, DatasetRecord] = {}
+    for known in nodes.each_node(_records).values():
+        for record in known:
+            if record.name not in newest or record.version > newest[record.name].version:
+                newest[record.name] = record
+    return dict(sorted((name, record) for name, record in newest.items() if record.state != "removed"))
+
+
+def find(nodes: Nodes, name: str) -> DatasetRecord:
+    """The newest record of dataset `name`. NotFound lists what there is."""
+    known = records(nodes)
+    if name not in known:
+        raise NotFound("dataset", name, list(known), "" if known else "nothing has been ingested here; see `gpuflow ingest`")
+    return known[name]
+
+
+def publish(nodes: Nodes, record: DatasetRecord) -> None:
+    """Give `record` to every node, durably."""
+    nodes.each_node(NodeStore.put_record, record)
+
+
+def _records(store: NodeStore) -> list[DatasetRecord]:
+    return store.manifest.records()
+
+
+def _replicas(store: NodeStore, dataset: str, array: str) -> NDArray[Any]:
+    return store.manifest.replicas(dataset, array)
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """The newest generation of every chunk of one array.
+
+    rows: (chunks,) REPLICA_DTYPE, generation 0 where no node has the chunk. held: (chunks, nodes) bool, columns in the order of `nodes`."""
+
+    nodes: tuple[str, ...]
+    rows: NDArray[Any]
+    held: NDArray[np.bool_]
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether some node has the chunk, in any generation."""
+        return np.asarray(self.rows["generation"] > 0)
+
+    @cached_property
+    def holder_sets(self) -> list[frozenset[str]]:
+        """Holders of each chunk."""
+        patterns, inverse = np.unique(self.held, axis=0, return_inverse=True)
+        sets = [frozenset(node for node, holds in zip(self.nodes, pattern, strict=True) if holds) for pattern in patterns]
+        return [sets[number] for number in inverse.reshape(-1)]
+
+    def chunks_by_node(self) -> dict[str, int]:
+        """Number of chunks that each node holds at the newest generation."""
+        return {node: int(count) for node, count in zip(self.nodes, self.held.sum(axis=0), strict=True)}
+
+
+def chunk_table(nodes: Nodes, dataset: str, array: str, count: int) -> ChunkTable:
+    """What the nodes hold of an array of `count` chunks."""
+    return merge(nodes.each_node(_replicas, dataset, array), count)
+
+
+def merge(reports: Mapping[str, NDArray[Any]], count: int) -> ChunkTable:
+    """Newest generation wins; nodes that have it at the same generation hold it together. Pure."""
+    names = tuple(sorted(reports))
+    rows = np.zeros(count, dtype=REPLICA_DTYPE)
+    rows["chunk"] = np.arange(count)
+    held = np.zeros((count, len(names)), dtype=bool)
+    for column, name in enumerate(names):
+        report = reports[name][reports[name]["chunk"] < count]
+        chunks = report["chunk"]
+        newer = report["generation"] > rows["generation"][chunks]
+        rows[chunks[newer]] = report[newer]
+        held[chunks[newer]] = False
+        held[chunks, column] = report["generation"] == rows["generation"][chunks]
+    return ChunkTable(names, rows, held)

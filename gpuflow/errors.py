@@ -1,0 +1,195 @@
+"""Every error a user can meet, in one tree.
+
+    GpuflowError
+    |- ConfigError            a YAML file, an option or a parameter is wrong
+    |- NotFound               a dataset, array or source is not there
+    |- NameTaken              the dataset's name is in use
+    |- SourceError            a source cannot be ingested as it is
+    |- StoreError             a store root cannot be used, or is full
+    |- ChunkCorrupt           a replica's bytes are not those that were committed
+    |- ChunkLost              no live replica of a chunk
+    |- StaleChunk             a chunk changed under a task: its commit is refused
+    |- StatisticsError        a statistic that a step needs is unusable
+    |- RunFailed              chunks of a run failed; carries the receipt
+    `- ClusterError           no cluster, no plugin, no node, wrong version
+       `- DeviceUnavailable   a named device is not there
+
+Each carries its data as constructor arguments, so that it survives pickling, and says in words what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = [
+    "ChunkCorrupt",
+    "ChunkLost",
+    "ClusterError",
+    "ConfigError",
+    "DeviceUnavailable",
+    "GpuflowError",
+    "NameTaken",
+    "NotFound",
+    "Problem",
+    "RunFailed",
+    "SourceError",
+    "StaleChunk",
+    "StatisticsError",
+    "StoreError",
+]
+
+
+class GpuflowError(Exception):
+    """Base of all errors raised on purpose by gpuflow."""
+
+
+class Problem:
+    """One thing that is wrong in a configuration: where it is, what it is, what to do."""
+
+    __slots__ = ("column", "hint", "line", "message", "path")
+
+    def __init__(self, message: str, path: str = "", line: int | None = None, column: int | None = None, hint: str = "") -> None:
+        self.message, self.path, self.line, self.column, self.hint = message, path, line, column, hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Problem, (self.message, self.path, self.line, self.column, self.hint)
+
+    def render(self, file: str | None) -> str:
+        """`file:line:column: path: message; hint`, leaving out what is not known."""
+        place = ":".join(str(part) for part in (file, self.line, self.column) if part is not None)
+        parts = [part for part in (place, self.path, self.message) if part]
+        return ": ".join(parts) + (f"; {self.hint}" if self.hint else "")
+
+
+class ConfigError(GpuflowError, ValueError):
+    """A configuration is wrong. `problems` lists everything found, in the order of the file."""
+
+    def __init__(self, problems: Sequence[Problem], file: str | None = None) -> None:
+        super().__init__(problems, file)
+        self.problems, self.file = list(problems), file
+
+    def __str__(self) -> str:
+        return "\n".join(problem.render(self.file) for problem in self.problems)
+
+
+class NotFound(GpuflowError, LookupError):
+    """`kind` (dataset, array, source, ...) called `name` does not exist."""
+
+    def __init__(self, kind: str, name: str, known: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(kind, name, known, hint)
+        self.kind, self.name, self.known, self.hint = kind, name, list(known), hint
+
+    def __str__(self) -> str:
+        text = f"no {self.kind} {self.name!r}"
+        if self.hint:
+            text += f"; {self.hint}"
+        if self.known:
+            shown = ", ".join(self.known[:8]) + (", ..." if len(self.known) > 8 else "")
+            text += f"; there is: {shown}"
+        return text
+
+
+class NameTaken(GpuflowError):
+    """A dataset of that name exists and was made from something else."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"dataset {self.name!r} {self.reason}"
+
+
+class SourceError(GpuflowError):
+    """A source, or one item of it, cannot be ingested."""
+
+    def __init__(self, source: str, reason: str, hint: str = "") -> None:
+        super().__init__(source, reason, hint)
+        self.source, self.reason, self.hint = source, reason, hint
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
+
+class StoreError(GpuflowError, OSError):
+    """A node's store root cannot be read or written."""
+
+    def __init__(self, root: str, reason: str, hint: str = "") -> None:
+        super().__init__(root, reason, hint)
+        self.root, self.reason, self.hint = root, reason, hint
+
+    def __str__(self) -> str:
+        return f"store root {self.root}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
+
+class ChunkCorrupt(GpuflowError):
+    """The bytes of a replica differ from those committed. They are never returned."""
+
+    def __init__(self, chunk: str, node: str, reason: str) -> None:
+        super().__init__(chunk, node, reason)
+        self.chunk, self.node, self.reason = chunk, node, reason
+
+    def __str__(self) -> str:
+        return f"chunk {self.chunk} on node {self.node} is damaged: {self.reason}; ingest or run again to make it anew"
+
+
+class ChunkLost(GpuflowError, LookupError):
+    """No live replica of a chunk that should exist."""
+
+    def __init__(self, chunk: str, searched: Sequence[str] = ()) -> None:
+        super().__init__(chunk, searched)
+        self.chunk, self.searched = chunk, list(searched)
+
+    def __str__(self) -> str:
+        where = ", ".join(self.searched) or "no node"
+        return f"no live replica of chunk {self.chunk} (searched: {where}); start the node that holds it, or ingest it again"
+
+
+class StaleChunk(GpuflowError):
+    """A commit found another generation than the one it was computed from."""
+
+    def __init__(self, chunk: str, expected: int, found: int) -> None:
+        super().__init__(chunk, expected, found)
+        self.chunk, self.expected, self.found = chunk, expected, found
+
+    def __str__(self) -> str:
+        return f"chunk {self.chunk} is at generation {self.found}, not {self.expected}: another run changed it; run again"
+
+
+class StatisticsError(GpuflowError, ArithmeticError):
+    """A statistic over the data cannot be used by the step that asked for it."""
+
+    def __init__(self, where: str, reason: str, hint: str = "") -> None:
+        super().__init__(where, reason, hint)
+        self.where, self.reason, self.hint = where, reason, hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
+
+class RunFailed(GpuflowError):
+    """Some chunks failed; the others are done. `receipt` is the run's receipt as a dict."""
+
+    def __init__(self, receipt: dict[str, Any]) -> None:
+        super().__init__(receipt)
+        self.receipt = receipt
+
+    def __str__(self) -> str:
+        failures = self.receipt["failures"]
+        first = f": {failures[0]['chunk']}: {failures[0]['error']}" if failures else ""
+        return f"{self.receipt['chunks']['failed']} of {self.receipt['chunks']['total']} chunks failed{first}"
+
+
+class ClusterError(GpuflowError, RuntimeError):
+    """The cluster cannot do what is asked."""
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(reason, hint)
+        self.reason, self.hint = reason, hint
+
+    def __str__(self) -> str:
+        return self.reason + (f"; {self.hint}" if self.hint else "")
+
+
+class DeviceUnavailable(ClusterError):
+    """A device was named that is not there."""

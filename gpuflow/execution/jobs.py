@@ -1,0 +1,145 @@
+"""The jobs of a pipeline: map the chunks of an array, carry them over, or take statistics over them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gpuflow.errors import ChunkCorrupt
+from gpuflow.execution.lane import Lane
+from gpuflow.pipelines.fingerprint import recipe
+from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.tree import Node, collapse
+from gpuflow.steps.base import MomentsRequest, Step
+from gpuflow.storage.codecs import Block, CodecError
+from gpuflow.storage.manifest import Replica
+from gpuflow.storage.node import EMPTY, Staged
+from gpuflow.storage.record import DatasetRecord
+
+
+def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block]:
+    """The valid part of a chunk, decoded. ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
+    replica, data = lane.read(chunk)
+    codec = lane.store.codec(lane.group.dataset, lane.group.array)
+    with lane.tally.timed("decode"):
+        if replica.digest == EMPTY:
+            block = codec.filled()
+        else:
+            try:
+                block = codec.decode(data)
+            except CodecError as error:
+                name = lane.store.record(lane.group.dataset).chunk_name(lane.group.array, chunk)
+                raise ChunkCorrupt(name, lane.store.node_id, f"does not decode ({error})") from error
+    return replica, block[tuple(slice(0, size) for size in codec.metadata.grid.extent(chunk))]
+
+
+def apply_steps(lane: Lane, steps: tuple[Step, ...], chunk: int, block: Block) -> Block:
+    """`block` after all steps."""
+    region = lane.store.codec(lane.group.dataset, lane.group.array).metadata.grid.region(chunk)
+    with lane.tally.timed("compute"):
+        for step in steps:
+            block = step.apply(np, block, region)
+    return block
+
+
+@dataclass(frozen=True)
+class MapJob:
+    """Steps over each chunk, into the chunk of the same index of `target`, which is the source itself when in place.
+
+    made_by: fingerprint of the steps and the stored form."""
+
+    records: tuple[DatasetRecord, ...]
+    target: str
+    steps: tuple[Step, ...]
+    made_by: str
+    in_place: bool = False
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Skip a chunk that is done: the manifest knows, and in place nothing else does."""
+        array = lane.group.array
+        there = lane.store.manifest.replica(self.target, array, chunk)
+        if self.in_place and there is not None and there.recipe == recipe(self.made_by, there.inputs):
+            return lane.skip()
+        source, block = load_block(lane, chunk)
+        wanted = recipe(self.made_by, source.digest)
+        if there is not None and there.recipe == wanted:
+            return lane.skip()
+        block = apply_steps(lane, self.steps, chunk, block)
+        with lane.tally.timed("encode"):
+            data = lane.store.codec(self.target, array).encode(block)
+        replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
+        with lane.tally.timed("commit"):
+            staged = lane.store.stage(replica, data, replaces=here)
+        lane.add(staged)
+
+    def result(self, lane: Lane) -> None:
+        """Everything is in the manifest."""
+
+
+@dataclass(frozen=True)
+class CarryJob:
+    """The encoded chunks as they are: a hard link when the chunk is on this node, since commits replace files and never write into
+    them."""
+
+    records: tuple[DatasetRecord, ...]
+    target: str
+    made_by: str
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Take over one chunk."""
+        group = lane.group
+        there = lane.store.manifest.replica(self.target, group.array, chunk)
+        source, data = lane.read(chunk)
+        wanted = recipe(self.made_by, source.digest)
+        if there is not None and there.recipe == wanted:
+            return lane.skip()
+        replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
+        with lane.tally.timed("commit"):
+            if source.digest == EMPTY:
+                staged = lane.store.stage_empty(replica, replaces=here)
+            else:
+                staged = self._linked(lane, chunk, source, replica, here) or lane.store.stage(replica, data, replaces=here)
+        lane.add(staged)
+
+    def _linked(self, lane: Lane, chunk: int, source: Replica, replica: Replica, here: int) -> Staged | None:
+        """The source's file itself, if it is here and still the one that was read."""
+        group, manifest = lane.group, lane.store.manifest
+        if not lane.holds(chunk):
+            return None
+        staged = lane.store.stage_link(replica, lane.store.path(group.dataset, group.array, chunk), replaces=here)
+        changing = manifest.has_intent(group.dataset, group.array, chunk)
+        if changing or manifest.replica(group.dataset, group.array, chunk) != source:
+            lane.store.discard([staged])
+            return None
+        return staged
+
+    def result(self, lane: Lane) -> None:
+        """Everything is in the manifest."""
+
+
+@dataclass(frozen=True)
+class StatisticsJob:
+    """Moments of each chunk after `steps`, merged on the worker as far as the tree over all chunks allows."""
+
+    records: tuple[DatasetRecord, ...]
+    steps: tuple[Step, ...]
+    request: MomentsRequest
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Moments of one chunk, placed in the kept axes of the whole array."""
+        _, block = load_block(lane, chunk)
+        grid = lane.store.codec(lane.group.dataset, lane.group.array).metadata.grid
+        block = apply_steps(lane, self.steps, chunk, block)
+        region, keep = grid.region(chunk), self.request.keep
+        with lane.tally.timed("compute"):
+            moments = Moments.of(block, keep).embed(
+                tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep)
+            )
+        lane.keep(chunk, moments)
+
+    def result(self, lane: Lane) -> dict[Node, Moments]:
+        """Partial results by tree node."""
+        size = lane.store.codec(lane.group.dataset, lane.group.array).metadata.grid.size
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, Moments.merge)

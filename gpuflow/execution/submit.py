@@ -1,0 +1,169 @@
+"""Groups of chunks to the cluster and their results back: progress, retries, stranded chunks, Ctrl-C.
+
+A user's error is final for its chunk. A chunk that infrastructure failed (its node was gone, its worker was killed) is tried again, alone
+in its task after a kill, so that one deadly chunk does not take others with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from distributed import Future, as_completed
+from distributed.scheduler import KilledWorker
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.messages import PREFIX, ChunkGroup
+from gpuflow.errors import ChunkLost, ClusterError
+from gpuflow.execution.lane import GroupResult, Job, run_group
+from gpuflow.execution.tally import Failure, Tally
+
+logger = logging.getLogger(__name__)
+
+_LOOK_SECONDS = 0.01  # between looks at what has finished
+_ASK_SECONDS = 1.0  # between questions to the scheduler about the run
+_TRIES = 3
+HOLDER_PATIENCE_SECONDS = 30.0
+"""How long a chunk may be without a live holder before it counts as lost: a worker restart takes 2 s, a node's reboot is not waited for."""
+
+
+class Progress(Protocol):
+    """Where a run tells how far it is."""
+
+    def begin(self, title: str, chunks: int) -> None:
+        """A pass over `chunks` chunks begins."""
+        ...
+
+    def advance(self, chunks: int) -> None:
+        """So many more have ended, well or not."""
+        ...
+
+
+class Silent:
+    """Progress that goes nowhere."""
+
+    def begin(self, title: str, chunks: int) -> None: ...
+
+    def advance(self, chunks: int) -> None: ...
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run's tasks came to so far. values: the jobs' own results, in no order."""
+
+    tally: Tally = field(default_factory=Tally)
+    values: list[Any] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    wait_seconds: float = 0.0
+    interrupted: bool = False
+
+
+class Submission:
+    """One pass: pairs of group and job, all of one run."""
+
+    def __init__(
+        self, connection: Connection, title: str, run: str, progress: Progress, patience_seconds: float = HOLDER_PATIENCE_SECONDS
+    ) -> None:
+        self._connection, self._title, self._run, self._progress = connection, title, run, progress
+        self._patience = patience_seconds
+        self._work: dict[Any, tuple[ChunkGroup, Job, int]] = {}  # by key: and the number of the try
+        self._stranded: dict[Any, float] = {}  # key -> since when
+        self._number = 0
+        self.outcome = Outcome()
+
+    def execute(self, work: Sequence[tuple[ChunkGroup, Job]]) -> Outcome:
+        """Run all of it to the end; an interrupt cancels what has not started and returns what is done."""
+        self._progress.begin(self._title, sum(len(group.chunks) for group, _ in work))
+        if not work:
+            return self.outcome
+        futures = self._submit([(group, job, 1) for group, job in work])
+        pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
+        asked = time.monotonic()
+        try:
+            while self._work:
+                batch = pending.next_batch(block=False) if pending.count() else []
+                again = [item for future, result in batch for item in self._take(future, result)]
+                if time.monotonic() - asked > _ASK_SECONDS:
+                    asked = time.monotonic()
+                    self._look_after(pending)
+                if again:
+                    pending.update(self._submit(again))
+                if not batch:
+                    time.sleep(_LOOK_SECONDS)
+        except KeyboardInterrupt:
+            self.outcome.interrupted = True
+        finally:
+            self._cancel(pending)
+        self._ask()
+        return self.outcome
+
+    def _submit(self, work: Sequence[tuple[ChunkGroup, Job, int]]) -> list[Future]:
+        keys = [(f"{PREFIX}{self._title}-{self._run}", self._number + i) for i in range(len(work))]
+        self._number += len(work)
+        self._work.update(zip(keys, work, strict=True))
+        groups, jobs = [group for group, _, _ in work], [job for _, job, _ in work]
+        futures: list[Future] = self._connection.client.map(run_group, groups, jobs, key=keys, pure=False, retries=0)
+        return futures
+
+    def _take(self, future: Future, result: Any) -> list[tuple[ChunkGroup, Job, int]]:
+        """Count a finished task. What has to be done again."""
+        group, job, tries = self._work.pop(future.key)
+        if future.status == "finished":
+            return self._take_result(group, job, tries, result)
+        error = result[1] if isinstance(result, tuple) else ClusterError(f"task {future.key} was {future.status}")
+        if isinstance(error, KilledWorker) and len(group.chunks) > 1:
+            return [(_part(group, [chunk]), job, tries) for chunk in group.chunks]
+        text = "its worker died on it again and again" if isinstance(error, KilledWorker) else f"{type(error).__name__}: {error}"
+        for chunk in group.chunks:
+            self._fail(group, job, chunk, text)
+        return []
+
+    def _take_result(self, group: ChunkGroup, job: Job, tries: int, result: GroupResult) -> list[tuple[ChunkGroup, Job, int]]:
+        again = [failure.index for failure in result.tally.failures if failure.retry and tries < _TRIES]
+        result.tally.failures = [failure for failure in result.tally.failures if failure.index not in again]
+        self.outcome.tally.add(result.tally)
+        self.outcome.values.append(result.value)
+        self._progress.advance(len(group.chunks) - len(again))
+        return [(_part(group, again), job, tries + 1)] if again else []
+
+    def _fail(self, group: ChunkGroup, job: Job, chunk: int, text: str) -> None:
+        name = next(record for record in job.records if record.name == group.dataset).chunk_name(group.array, chunk)
+        self.outcome.tally.failures.append(Failure(name, chunk, group.node or "", text))
+        self._progress.advance(1)
+
+    def _look_after(self, pending: Any) -> None:
+        """End chunks that nobody can serve any more, and the run when the plugin or the embedded cluster is broken."""
+        answer = self._ask()
+        embedded = self._connection.embedded
+        if answer["broken"] or (embedded is not None and embedded.trouble):
+            raise ClusterError(f"the run was stopped: {answer['broken'] or embedded.trouble}")  # type: ignore[union-attr]
+        now = time.monotonic()
+        keys = {tuple(key) for key in answer["stranded"]}
+        self._stranded = {key: self._stranded.get(key, now) for key in keys}
+        for key in [key for key, since in self._stranded.items() if now - since > self._patience and key in self._work]:
+            group, job, _ = self._work.pop(key)
+            for chunk in group.chunks:
+                self._fail(group, job, chunk, str(ChunkLost(f"{group.dataset}/{group.array} number {chunk}", [group.node or "all nodes"])))
+            self._connection.client.cancel([future for future in pending.futures if future.key == key])
+
+    def _ask(self) -> dict[str, Any]:
+        answer = dict(self._connection.ask("gf_run", run=self._run))
+        self.outcome.reasons = Counter(answer["reasons"])
+        self.outcome.wait_seconds = answer["idle_seconds"]
+        return answer
+
+    def _cancel(self, pending: Any) -> None:
+        if self._work:
+            self._connection.client.cancel(list(pending.futures), force=True)
+            self._work.clear()
+
+
+def _part(group: ChunkGroup, chunks: Sequence[int]) -> ChunkGroup:
+    """The same group with some of its chunks."""
+    rows = [row for row in zip(group.chunks, group.generations, group.newest, strict=True) if row[0] in set(chunks)]
+    numbers, generations, newest = (tuple(column) for column in zip(*rows, strict=True))
+    nbytes, work = (total * len(rows) // len(group.chunks) for total in (group.nbytes, group.work))
+    return replace(group, chunks=numbers, generations=generations, newest=newest, nbytes=nbytes, work=work)

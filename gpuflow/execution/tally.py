@@ -1,0 +1,62 @@
+"""What chunk tasks count: chunks, bytes and seconds. Tallies add up, from task to run to receipt."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+STAGES = ("read", "decode", "compute", "encode", "commit", "transfer")
+"""What a task's time is spent on; seconds of threads, so that they may add up to more than the run's wall time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried."""
+
+    chunk: str
+    index: int
+    node: str
+    error: str
+    traceback: str = ""
+    retry: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in a receipt."""
+        return {"chunk": self.chunk, "node": self.node, "error": self.error, "traceback": self.traceback}
+
+
+@dataclass(slots=True)
+class Tally:
+    """shipped: chunk bytes that entered a worker from another node. by_node: chunks done on each node."""
+
+    done: int = 0
+    skipped: int = 0
+    read: int = 0
+    written: int = 0
+    shipped: int = 0
+    local_chunks: int = 0
+    remote_chunks: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    by_node: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Take over everything that `other` counted."""
+        for name in ("done", "skipped", "read", "written", "shipped", "local_chunks", "remote_chunks"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
+        self.by_node.update(other.by_node)
+        self.failures += other.failures
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of the block to `stage`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - began

@@ -1,0 +1,71 @@
+"""The arithmetic of a regular chunk grid: index, key, region, size.
+
+Pure. A chunk here is one *stored object* (a chunk, or a shard where the array is sharded); its linear index counts in C order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Regular grid of `chunks`-shaped blocks over `shape`. Both have one entry per dimension; edges may be ragged."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.chunks):
+            raise ValueError(f"shape {self.shape} and chunks {self.chunks} differ in length")
+        if any(size < 0 for size in self.shape) or any(size < 1 for size in self.chunks):
+            raise ValueError(f"shape {self.shape} must be >= 0 and chunks {self.chunks} >= 1")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of chunks along each dimension."""
+        return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of chunks; 1 for a scalar array, 0 when a dimension is empty."""
+        return prod(self.counts)
+
+    def unravel(self, linear: int) -> tuple[int, ...]:
+        """Grid position of chunk number `linear` (C order). IndexError outside the grid."""
+        if not 0 <= linear < self.size:
+            raise IndexError(f"chunk {linear} of a grid of {self.size}")
+        index = []
+        for count in reversed(self.counts):
+            linear, position = divmod(linear, count)
+            index.append(position)
+        return tuple(reversed(index))
+
+    def ravel(self, index: tuple[int, ...]) -> int:
+        """Linear number of the chunk at grid position `index`. IndexError outside the grid."""
+        linear = 0
+        for position, count in zip(index, self.counts, strict=True):
+            if not 0 <= position < count:
+                raise IndexError(f"chunk {index} of a grid of {self.counts}")
+            linear = linear * count + position
+        return linear
+
+    def region(self, linear: int) -> tuple[slice, ...]:
+        """The part of the array that chunk number `linear` covers, clipped to the shape."""
+        return tuple(
+            slice(position * chunk, min((position + 1) * chunk, size))
+            for position, chunk, size in zip(self.unravel(linear), self.chunks, self.shape, strict=True)
+        )
+
+    def extent(self, linear: int) -> tuple[int, ...]:
+        """Shape of the valid part of chunk number `linear`."""
+        return tuple(part.stop - part.start for part in self.region(linear))
+
+    def covering(self, region: tuple[slice, ...]) -> list[int]:
+        """Linear numbers of the chunks that overlap `region` (slices with start and stop, step 1), ascending."""
+        ranges = [
+            range(part.start // chunk, -(-part.stop // chunk) if part.stop > part.start else part.start // chunk)
+            for part, chunk in zip(region, self.chunks, strict=True)
+        ]
+        return [self.ravel(index) for index in product(*ranges)]

@@ -1,0 +1,188 @@
+"""A source becomes a dataset: scanned in the client, its chunks read by the workers of the nodes that are to hold them.
+
+An ingest that was interrupted continues; one that was finished does again only what is damaged. Nothing decides that but the recipes in
+the manifests."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.datasets import catalog
+from gpuflow.datasets.placement import assign
+from gpuflow.errors import ConfigError, NameTaken, Problem, SourceError
+from gpuflow.execution.groups import group_chunks
+from gpuflow.execution.lane import Lane
+from gpuflow.execution.receipt import Receipt
+from gpuflow.execution.submit import Progress, Silent, Submission
+from gpuflow.objectstore.sources.base import Layout, Source
+from gpuflow.pipelines.fingerprint import fingerprint, recipe
+from gpuflow.pipelines.spec import check_dataset_name
+from gpuflow.steps.parameters import StepError
+from gpuflow.storage.disk import digest, read_file
+from gpuflow.storage.node import NodeStore
+from gpuflow.storage.record import DatasetRecord
+
+
+@dataclass(frozen=True)
+class IngestJob:
+    """Read a chunk from the source, or link its file, and commit it on this node."""
+
+    records: tuple[DatasetRecord, ...]
+    source: Source
+    made_by: str
+    link: bool = False
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Take in one chunk; one that is absent in the source is recorded as fill value."""
+        group, inputs = lane.group, digest(f"{lane.group.array}:{chunk}".encode())
+        wanted = recipe(self.made_by, inputs)
+        there = lane.store.manifest.replica(group.dataset, group.array, chunk)
+        if there is not None and there.recipe == wanted:
+            return lane.skip()
+        path = self.source.path(group.array, chunk) if self.link else None
+        with lane.tally.timed("read"):
+            if self.link:
+                data = read_file(path) if path is not None else None
+            else:
+                data = self.source.read(group.array, chunk)
+        lane.tally.read += len(data or b"")
+        lane.tally.local_chunks += 1
+        replica, here = lane.output(group.dataset, chunk, data or b"", wanted, inputs)
+        with lane.tally.timed("commit"):
+            if data is None:
+                staged = lane.store.stage_empty(replica, replaces=here)
+            elif path is not None:
+                staged = lane.store.stage_link(replica, path, replaces=here)
+            else:
+                staged = lane.store.stage(replica, data, replaces=here)
+        lane.add(staged)
+
+    def result(self, lane: Lane) -> None:
+        """Everything is in the manifest."""
+
+
+def ingest_source(
+    connection: Connection, source: Source, name: str, *, link: bool = False, progress: Progress | None = None
+) -> Receipt:
+    """Make dataset `name` of `source`, its chunks spread evenly over the live nodes; with `link`, as hard links of the source's files.
+
+    NameTaken when the name is in use for something else. The receipt tells what failed."""
+    began = time.monotonic()
+    _check_name(name)
+    connection.ask("gf_sync")
+    layout = source.layout()
+    record = _record(connection, source, layout, name)
+    nodes = _linking_nodes(connection, source) if link else list(connection.nodes())
+    catalog.publish(connection, record)
+    run_id = uuid.uuid4().hex[:12]
+    made_by = fingerprint({"ingest": source.identity()})
+    job = IngestJob((record,), source, made_by, link)
+    groups = [group for path in record.arrays for group in _groups(connection, record, path, run_id, made_by, nodes)]
+    outcome = Submission(connection, "ingest", run_id, progress or Silent()).execute([(group, job) for group in groups])
+    if record.state != "ready" and not outcome.tally.failures and not outcome.interrupted:
+        catalog.publish(connection, record.next(state="ready"))
+    total = sum(metadata.grid.size for metadata in record.metadata.values())
+    return Receipt(
+        run_id=run_id,
+        pipeline=f"{source.location} -> {name}",
+        fingerprint=made_by,
+        target=name,
+        routing=connection.info()["routing"],
+        total=total,
+        planned_skips=total - sum(len(group.chunks) for group in groups),
+        wall_seconds=time.monotonic() - began,
+        statistics_chunks=0,
+        outcome=outcome,
+        sent=connection.sent_bytes(run_id),
+        nodes=tuple(connection.nodes()),
+        notes=layout.notes,
+    )
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_dataset_name(name)
+    except StepError as error:
+        raise ConfigError([Problem(error.message, "name", hint=error.hint)]) from error
+
+
+def _record(connection: Connection, source: Source, layout: Layout, name: str) -> DatasetRecord:
+    """The dataset's record as it is, when this very source made it, else a new one."""
+    there = catalog.records(connection).get(name)
+    origin = {"kind": "ingest", "location": source.location, "identity": source.identity()}
+    arrays = {path: metadata.document for path, metadata in layout.arrays.items()}
+    if there is None:
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        return DatasetRecord(name=name, arrays=arrays, groups=layout.groups, origin=origin, created=created)
+    if there.transforms:
+        raise NameTaken(name, "was changed in place since it was ingested; ingest under another name, or remove it with `gpuflow remove`")
+    if dict(there.origin) != origin:
+        same = there.origin.get("location") == source.location
+        reason = "was ingested from this source with other options or other content" if same else "exists already"
+        raise NameTaken(name, f"{reason}; choose another name, or remove it with `gpuflow remove`")
+    return there
+
+
+def _can_link(store: NodeStore, location: str) -> bool:
+    try:
+        return os.stat(location).st_dev == os.stat(store.root).st_dev
+    except OSError:
+        return False
+
+
+def _linking_nodes(connection: Connection, source: Source) -> list[str]:
+    """Nodes that have the source on the file system of their store, where a hard link can be made."""
+    if not source.linkable:
+        hint = "ingest it without --link"
+        raise SourceError(source.location, "cannot be linked: only a local Zarr whose chunks need no conversion can", hint)
+    nodes = [node for node, can in connection.each_node(_can_link, source.location).items() if can]
+    if not nodes:
+        hint = "put the store root on the same file system as the source, or ingest without --link"
+        raise SourceError(source.location, "is on no node's file system", hint)
+    return nodes
+
+
+def _groups(
+    connection: Connection, record: DatasetRecord, array: str, run_id: str, made_by: str, nodes: Sequence[str]
+) -> list[ChunkGroup]:
+    """Tasks for the chunks that are not there yet. A chunk that is there, damaged, stays on its node."""
+    metadata = record.array(array)
+    table = catalog.chunk_table(connection, record.name, array, metadata.grid.size)
+    recipes = [recipe(made_by, digest(f"{array}:{chunk}".encode())) for chunk in range(metadata.grid.size)]
+    pending = [chunk for chunk, wanted in enumerate(recipes) if table.rows["recipe"][chunk].tobytes() != wanted]
+    placed = assign(metadata.grid.size, nodes)
+    target = [min(table.holder_sets[chunk], default=placed[chunk]) for chunk in pending]
+    workers = connection.nodes()
+    slots = {node: len(addresses) for node, addresses in workers.items()}
+    newest = np.asarray(table.rows["generation"])
+    nbytes = metadata.chunk_nbytes or 1
+    return [
+        ChunkGroup(
+            run_id,
+            record.name,
+            array,
+            tuple(chunks),
+            (0,) * len(chunks),
+            tuple(int(newest[chunk]) for chunk in chunks),
+            nbytes * len(chunks),
+            nbytes * len(chunks),
+            node=node,
+            movable=False,
+        )
+        for node, chunks in group_chunks(pending, target, [nbytes] * len(pending), slots, sum(slots.values()))
+    ]
+
+
+def remove_dataset(connection: Connection, name: str) -> None:
+    """Delete a dataset from every live node; a node that is away deletes it when it is back. NotFound when there is none."""
+    record = catalog.find(connection, name)
+    catalog.publish(connection, record.next(state="removed", arrays={}, groups={}, statistics={}, transforms=()))

@@ -1,0 +1,87 @@
+"""A pipeline written in Python: the twin of the YAML file.
+
+    Pipeline("photos").standardize(per="channel").clip(-3, 3).cast("float16").to("photos-train")
+
+Every call returns a new pipeline. What is written is checked when `spec` is asked for, with the messages of a YAML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gpuflow.pipelines.load import from_dict, load_pipeline
+from gpuflow.pipelines.spec import PipelineSpec
+from gpuflow.pipelines.yaml_text import dump_yaml
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """`source`: name of a dataset. `arrays`: names or fnmatch patterns; None for all. The methods fill the other fields."""
+
+    source: str
+    arrays: Sequence[str] | str | None = None
+    steps: tuple[Mapping[str, Any], ...] = ()
+    output: Mapping[str, Any] | None = None
+    run: Mapping[str, Any] | None = None
+
+    def standardize(self, per: Any = None, *, mean: Any = None, std: Any = None) -> Pipeline:
+        """Subtract the mean and divide by the standard deviation. per: dimensions that keep their own.
+
+        mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
+        return self._then("standardize", per=per, mean=mean, std=std)
+
+    def clip(self, min: float | None = None, max: float | None = None) -> Pipeline:
+        """Limit values to min..max; at least one of them."""
+        return self._then("clip", min=min, max=max)
+
+    def map(self, expression: str) -> Pipeline:
+        """An elementwise expression of `x`, such as `"log1p(x) / 2"`."""
+        return self._then("map", expression=expression)
+
+    def cast(self, dtype: Any) -> Pipeline:
+        """Convert to a dtype, by name or as NumPy gives it."""
+        return self._then("cast", dtype=dtype)
+
+    def to(self, dataset: str, *, compressor: str | None = None) -> Pipeline:
+        """Write to a new dataset. compressor: none, zstd (the default), gzip or blosc."""
+        return replace(self, output=_given(dataset=dataset, compressor=compressor))
+
+    def in_place(self) -> Pipeline:
+        """Write over the source."""
+        return replace(self, output={"in_place": True})
+
+    def on(self, device: str | None = None, workers: int | None = None) -> Pipeline:
+        """Where to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. None: as it was."""
+        return replace(self, run={**(self.run or {}), **_given(device=device, workers=workers)})
+
+    @property
+    def spec(self) -> PipelineSpec:
+        """The checked pipeline. ConfigError, listing everything, when it is incomplete or wrong."""
+        data = {"source": _given(dataset=self.source, arrays=self.arrays), "steps": self.steps}
+        return from_dict(data | _given(output=self.output, run=self.run))
+
+    @classmethod
+    def from_spec(cls, spec: PipelineSpec) -> Pipeline:
+        """The pipeline that has this spec."""
+        data = spec.to_dict()
+        output = data["output"] if isinstance(data["output"], dict) else {"dataset": data["output"]}
+        return cls(spec.source.dataset, spec.source.arrays, tuple(data["steps"]), output, data.get("run"))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Pipeline:
+        """Read a pipeline file. ConfigError with line and column for all that is wrong."""
+        return cls.from_spec(load_pipeline(path))
+
+    def to_yaml(self) -> str:
+        """The pipeline as YAML text, in canonical form."""
+        return dump_yaml(self.spec.to_dict())
+
+    def _then(self, kind: str, **params: Any) -> Pipeline:
+        return replace(self, steps=(*self.steps, {kind: _given(**params)}))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """What was given; a None was not."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,141 @@
+"""A pipeline as data: source, steps, output, and how to run it.
+
+Immutable and complete: a spec that exists is consistent in itself. Whether its dataset exists and its steps fit the arrays is the
+plan's business. `to_dict` is the canonical form; `gpuflow.pipelines.load` reads it back."""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
+
+from gpuflow.errors import ConfigError, Problem
+from gpuflow.steps.base import Step
+from gpuflow.steps.parameters import StepError
+
+Compressor = Literal["none", "zstd", "gzip", "blosc"]
+"""The keys of `gpuflow.storage.metadata.COMPRESSORS`."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?")
+_NAME_HINT = "use at most 100 letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
+
+
+def check_dataset_name(name: str) -> str:
+    """`name` itself when a dataset may be called that; it is also a directory's name. StepError (a ValueError) when not."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        shown = repr(name) if len(repr(name)) <= 60 else f"{repr(name)[:60]}..."
+        raise StepError(f"{shown} cannot be the name of a dataset", _NAME_HINT)
+    return name
+
+
+def _check_device(device: str) -> str:
+    if not _DEVICE.fullmatch(device):
+        raise StepError(f"there is no device {device[:40]!r}", "write auto, cpu, cuda or cuda:0")
+    return device
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+def _check_patterns(arrays: tuple[str, ...]) -> tuple[str, ...]:
+    if not arrays or not all(arrays):
+        raise StepError("names no array" if not arrays else "holds an empty name", "leave `arrays` out to take all of them")
+    if len(set(arrays)) < len(arrays):
+        twice = next(name for name in arrays if arrays.count(name) > 1)
+        raise StepError(f"names {twice!r} twice", "name each array once")
+    return arrays
+
+
+class _Section(BaseModel, frozen=True, extra="forbid", strict=True):
+    """One section of the file."""
+
+
+DatasetName = Annotated[str, AfterValidator(check_dataset_name)]
+Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_check_patterns)]
+
+
+class SourceSpec(_Section, frozen=True):
+    """`arrays`: names or fnmatch patterns of the arrays to process; None for all."""
+
+    dataset: DatasetName
+    arrays: Patterns | None = None
+
+    def selects(self, array: str) -> bool:
+        """Whether the array called `array` is to be processed."""
+        return self.arrays is None or any(fnmatchcase(array, pattern) for pattern in self.arrays)
+
+    def to_value(self) -> Any:
+        return self.dataset if self.arrays is None else {"dataset": self.dataset, "arrays": list(self.arrays)}
+
+
+class OutputSpec(_Section, frozen=True):
+    """Either a new dataset, with its compressor, or the source itself, whose arrays keep their codecs."""
+
+    dataset: DatasetName | None = None
+    in_place: bool = False
+    compressor: Compressor = "zstd"
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> OutputSpec:
+        if self.in_place == (self.dataset is not None):
+            problem = "has both `dataset` and `in_place`" if self.in_place else "has neither `dataset` nor `in_place: true`"
+            raise StepError(problem, "give exactly one of them")
+        if self.in_place and "compressor" in self.model_fields_set:
+            kept = Problem("in place, arrays keep the codecs they have", "compressor", hint="leave `compressor` out")
+            raise ConfigError([kept])
+        return self
+
+    def to_value(self) -> Any:
+        if self.in_place:
+            return {"in_place": True}
+        return self.dataset if self.compressor == "zstd" else {"dataset": self.dataset, "compressor": self.compressor}
+
+
+class RunSpec(_Section, frozen=True):
+    """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster."""
+
+    device: Annotated[str, AfterValidator(_check_device)] = "auto"
+    workers: Annotated[int, Field(ge=1)] | None = None
+
+    def to_value(self) -> dict[str, Any]:
+        return {name: value for name, value in self if value != type(self).model_fields[name].default}
+
+
+class PipelineSpec(_Section, frozen=True):
+    """A whole pipeline."""
+
+    source: SourceSpec
+    steps: tuple[SerializeAsAny[Step], ...] = ()
+    output: OutputSpec
+    run: RunSpec = RunSpec()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> PipelineSpec:
+        if problems := conflicts(self.source, len(self.steps), self.output):
+            raise ConfigError(problems)
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The canonical form: plain data as in the YAML file, without what equals its default."""
+        data: dict[str, Any] = {
+            "source": self.source.to_value(),
+            "steps": [{step.kind: step.to_yaml_value()} for step in self.steps],
+            "output": self.output.to_value(),
+        }
+        run = self.run.to_value()
+        return data | ({"run": run} if run else {})
+
+
+def conflicts(source: SourceSpec, step_count: int, output: OutputSpec) -> list[Problem]:
+    """What is wrong between sections that are each right."""
+    problems = []
+    if output.in_place and not step_count:
+        problems.append(Problem("there is nothing to do: no steps, and the output is in place", "steps", hint="add a step"))
+    if output.dataset == source.dataset:
+        hint = "name another dataset, or write `output: {in_place: true}` to change the source itself"
+        problems.append(Problem(f"the output {output.dataset!r} is the source", "output.dataset", hint=hint))
+    return problems

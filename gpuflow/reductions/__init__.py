@@ -1,0 +1,1 @@
+"""Statistics over a whole array from statistics over its chunks."""

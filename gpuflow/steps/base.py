@@ -1,0 +1,84 @@
+"""What a step is: parameters, what comes out, what it needs to know about the data, and what it does to one chunk.
+
+Elementwise: `apply` on a part of an array equals that part of `apply` on the whole. A step never modifies its input."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import BaseModel
+
+from gpuflow.reductions.moments import Moments
+from gpuflow.steps.parameters import StepError, plain
+
+__all__ = ["Array", "ArraySpec", "MomentsRequest", "Namespace", "Region", "Step", "StepError", "quiet"]
+
+Namespace = Any
+"""numpy, or a module with its interface (cupy)."""
+Array = Any
+"""An array of a `Namespace`."""
+Region = tuple[slice, ...]
+"""The part of an array that a block covers: one slice with start and stop per axis."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """One array at one point of a pipeline. dims: one name per axis, None where it has none."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    dims: tuple[str | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MomentsRequest:
+    """Moments of the whole array, each index of the axes in `keep` (ascending) on its own."""
+
+    keep: tuple[int, ...]
+
+
+class Step(BaseModel, frozen=True, extra="forbid", strict=True):
+    """Base of all steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML.
+
+    The planner calls `check`, then either `resolve` (when `needs` asks for moments) or `bind`; workers call `apply`."""
+
+    kind: ClassVar[str]
+    """Its name in YAML."""
+    shorthand: ClassVar[tuple[str, ...]]
+    """The fields that a bare value fills: one field takes the value whole, several take a list of that length."""
+
+    @abstractmethod
+    def check(self, array: ArraySpec) -> ArraySpec:
+        """What comes out when `array` goes in. StepError when the step cannot be applied to it."""
+
+    def needs(self, array: ArraySpec) -> MomentsRequest | None:
+        """What has to be known about the whole of `array` before `apply`; None when nothing is, or all of it is."""
+        return None
+
+    def bind(self, array: ArraySpec) -> Step:
+        """The same step with names of dimensions turned into axis numbers of `array`."""
+        return self
+
+    def resolve(self, array: ArraySpec, moments: Moments, where: str) -> Step:
+        """The same step, bound, with its parameters filled in from the moments it needs. where: names the array in errors.
+
+        StatisticsError when they are unusable."""
+        return self.bind(array)
+
+    @abstractmethod
+    def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
+        """The result for `block`, the part `region` of the array. Same shape; dtype as `check` said; a new array."""
+
+    def to_yaml_value(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, as plain data."""
+        # Field by field: iterating over the model would also give what it has cached.
+        given = {name: (getattr(self, name), field.default) for name, field in type(self).model_fields.items()}
+        return {name: plain(value) for name, (value, default) in given.items() if value != default}
+
+
+def quiet() -> np.errstate:
+    """NumPy's floating-point warnings are off inside: an overflow or a NaN is the data's business, as it is on a GPU."""
+    return np.errstate(all="ignore")

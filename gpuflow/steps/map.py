@@ -1,0 +1,41 @@
+"""Any elementwise expression of the value, such as `log1p(x) / 2`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import PlainValidator
+
+from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
+from gpuflow.steps.cast import DTYPES
+from gpuflow.steps.expression import parse
+from gpuflow.steps.parameters import describe
+
+
+def _canonical(value: Any) -> str:
+    """The expression on one line; StepError when it is not one."""
+    if not isinstance(value, str):
+        raise ValueError(f"must be an expression of x such as x * 2, not {describe(value)}")
+    parse(value)
+    return " ".join(value.split())
+
+
+class Map(Step, frozen=True):
+    """`expression`: of the variable `x`; see `gpuflow.steps.expression` for its language. dtypes as in NumPy 2."""
+
+    kind: ClassVar[str] = "map"
+    shorthand: ClassVar[tuple[str, ...]] = ("expression",)
+
+    expression: Annotated[str, PlainValidator(_canonical)]
+
+    def check(self, array: ArraySpec) -> ArraySpec:
+        dtype = parse(self.expression).dtype_of(array.dtype)
+        if dtype.name not in DTYPES:
+            raise StepError(f"`{self.expression}` gives {dtype}, which cannot be stored")
+        return replace(array, dtype=dtype)
+
+    def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
+        with quiet():
+            out = xp.asarray(parse(self.expression).evaluate(xp, block))
+            return out.copy() if out is block else out

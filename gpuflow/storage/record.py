@@ -1,0 +1,62 @@
+"""A dataset's record: everything known of it but its chunks.
+
+Small, versioned, kept by every node; of two records of one name the higher version wins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from gpuflow.errors import NotFound
+from gpuflow.storage.metadata import ArrayMetadata
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """`arrays` and `groups` map a path in the hierarchy to the content of its `zarr.json` / its attributes.
+
+    state: "writing" until every chunk is committed, then "ready".
+    origin: what it was made from, in words that are compared for equality (an ingest's identity, a pipeline's fingerprint).
+    transforms: the in-place pipelines applied so far, oldest first, each {"declared", "fingerprint", "steps"}; the steps carry their
+    resolved parameters, so that a resumed run applies the very same numbers.
+    statistics: results that a later pipeline may reuse, by the digest of what they were computed from."""
+
+    name: str
+    version: int = 1
+    state: str = "writing"
+    arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    groups: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    transforms: tuple[Mapping[str, Any], ...] = ()
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+
+    @cached_property
+    def metadata(self) -> dict[str, ArrayMetadata]:
+        """Parsed `zarr.json` by array path."""
+        return {path: ArrayMetadata(document) for path, document in self.arrays.items()}
+
+    def array(self, path: str) -> ArrayMetadata:
+        """NotFound when the dataset has no such array."""
+        if path not in self.arrays:
+            raise NotFound("array", f"{self.name}/{path}", sorted(self.arrays))
+        return self.metadata[path]
+
+    def chunk_name(self, array: str, linear: int) -> str:
+        """How a chunk is called in messages: `photos/image/c/0/1`, the path of its file below `datasets/`."""
+        return f"{self.name}/{array}/{self.array(array).key(linear)}"
+
+    def next(self, **changes: Any) -> DatasetRecord:
+        """The following version, with `changes`."""
+        return replace(self, version=self.version + 1, **changes)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> DatasetRecord:
+        fields = json.loads(text)
+        return cls(**{**fields, "transforms": tuple(fields["transforms"])})

@@ -1,0 +1,167 @@
+"""Wrong pipeline files, and what has to be said about each: all lines, in order, with their places."""
+
+# ruff: noqa: E501 - a case reads best on one line
+
+from __future__ import annotations
+
+GOOD = """\
+source: photos
+steps:
+  - standardize: {per: channel}
+  - clip: {min: -3, max: 3}
+  - cast: float16
+output: photos-train
+"""
+
+STRUCTURE: dict[str, tuple[str, list[str]]] = {
+    "empty": ("", ["p.yaml: the file is empty; write source, steps and output"]),
+    "blank": ("\n  \n# nothing\n", ["p.yaml: the file is empty"]),
+    "null": ("~\n", ["p.yaml: the file is empty"]),
+    "list": ("- source: a\n", ["p.yaml:1:1: a pipeline is a mapping, not a list"]),
+    "text": ("photos\n", ["p.yaml:1:1: a pipeline is a mapping, not the text 'photos'"]),
+    "number": ("3\n", ["p.yaml:1:1: a pipeline is a mapping, not the number 3"]),
+    "empty mapping": ("{}\n", ["p.yaml:1:1: `source` is missing", "p.yaml:1:1: `output` is missing"]),
+    "two documents": ("---\nsource: a\n---\nsource: b\n", ["p.yaml:3:1: there is more than one document"]),
+    "tab": ("source: a\nsteps:\n\t- cast: int8\n", ["p.yaml:3:1: not valid YAML: a tab cannot begin anything here; indent with spaces"]),
+    "open bracket": ("source: a\nsteps: [cast: int8\noutput: b\n", ["p.yaml:3:7: not valid YAML"]),
+    "open quote": ("source: 'a\n", ["not valid YAML: the file ends inside quotes; close the quotes"]),
+    "colon": ("source: a: b\n", ["p.yaml:1:10: not valid YAML: a `:` is not expected here"]),
+    "indentation": ("source: a\n  steps: []\n", ["p.yaml:2:8: not valid YAML: a `:` is not expected here; check the indentation"]),
+    "dedent": ("source:\n    dataset: a\n  arrays: b\n", ["p.yaml:3:3: not valid YAML: this line does not fit the lines above it"]),
+    "percent": ("source: %a\n", ["p.yaml:1:9: not valid YAML: a character such as % @ ` cannot begin a value"]),
+    "star": ("source: {dataset: a, arrays: [t*, *t]}\n", ["p.yaml:1:35: the alias *t has no anchor &t above it"]),
+    "recursive alias": ("source: &a [*a]\n", ["p.yaml:1:13: the alias *a stands inside its own anchor"]),
+    "python tag": ("source: !!python/object/apply:os.system ['true']\noutput: b\n", [
+        "p.yaml:1:9: source: the tag `tag:yaml.org,2002:python/object/apply:os.system` is not allowed",
+        "p.yaml:1:9: source: must be the name of a dataset or a mapping, not a list",
+    ]),
+    "own tag": ("source: a\noutput: !secret b\n", ["p.yaml:2:9: output: the tag `!secret` is not allowed; write plain values, without !"]),
+    "tagged key": ("source: a\n!!str output: b\n", ["p.yaml:2:1: output: the tag"]),
+    "number key": ("source: a\noutput: b\n1: c\n", ["p.yaml:3:1: a key has to be text, not `1`; put it in quotes"]),
+    "null key": ("source: a\noutput: b\n~: c\n", ["p.yaml:3:1: a key has to be text, not `null`"]),
+    "list key": ("source: a\noutput: b\n? [c]\n: d\n", ["p.yaml:3:3: a key has to be text, not a list or mapping"]),
+    "merge key": ("source: &s {dataset: a}\noutput:\n  <<: *s\n", [
+        "p.yaml:3:3: output.<<: unknown key `<<`",
+    ]),
+    "duplicate section": ("source: a\noutput: b\nsource: c\n", ["p.yaml:3:1: source: the key `source` is there twice; the first is on line 1"]),
+    "duplicate parameter": ("source: a\nsteps:\n  - clip: {min: 1, min: 2}\noutput: b\n", [
+        "p.yaml:3:20: steps[0].clip.min: the key `min` is there twice; the first is on line 3; keep one",
+    ]),
+    "NUL": ("source: a\noutput: \x00\n", ["p.yaml:2:9: the character U+0000 is not text"]),
+    "escape": ('source: "\\UFFFFFFFF"\n', ["p.yaml: not valid YAML; check quotes"]),
+    "nested": ("[" * 60, ["p.yaml:1:51: it is nested more than 50 deep"]),
+    "deeply nested": ("[" * 200_000, ["p.yaml:1:51: it is nested more than 50 deep"]),
+    "nested mappings": ("{a: " * 60, ["it is nested more than 50 deep"]),
+    "nested by aliases": (
+        "a0: &a0 []\n" + "".join(f"a{n}: &a{n} [*a{n - 1}]\n" for n in range(1, 60)), ["p.yaml:50:12: it is nested more than 50 deep"]
+    ),
+    "alias bomb": (
+        "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{n}: &{n} [{', '.join([f'*{p}'] * 9)}]\n" for p, n in zip("abcdefgh", "bcdefghi", strict=True)),
+        ["p.yaml:5:"],
+    ),
+    "many values": ("a: [" + "1, " * 10_001 + "]", ["the file has more than 10000 values, aliases expanded"]),
+}  # fmt: skip
+
+SECTIONS: dict[str, tuple[str, list[str]]] = {
+    "unknown section": (GOOD + "stepz: 3\n", ["p.yaml:7:1: stepz: unknown key `stepz`; did you mean `steps`? known: source, steps, output, run"]),
+    "no output": ("source: a\n", ["p.yaml:1:1: `output` is missing; write `output: <name of a dataset>`"]),
+    "empty source": ("source:\noutput: b\n", ["p.yaml:1:1: source: `source` is empty"]),
+    "source is a number": ("source: 3\noutput: b\n", ["p.yaml:1:9: source: must be the name of a dataset or a mapping, not the number 3"]),
+    "source without dataset": ("source: {arrays: [a]}\noutput: b\n", ["p.yaml:1:9: source: `dataset` is missing; write `dataset: ...`"]),
+    "bad source name": ("source: my photos\noutput: b\n", [
+        "p.yaml:1:9: source.dataset: 'my photos' cannot be the name of a dataset; use at most 100 letters, digits, `.`, `_` and `-`",
+    ]),
+    "path as a name": ("source: {dataset: ../up}\noutput: /tmp/x\n", [
+        "p.yaml:1:19: source.dataset: '../up' cannot be", "p.yaml:2:9: output.dataset: '/tmp/x' cannot be",
+    ]),
+    "long name": (f"source: {'a' * 101}\noutput: b\n", ["cannot be the name of a dataset"]),
+    "number as dataset": ("source: {dataset: 2024}\noutput: b\n", [
+        'p.yaml:1:19: source.dataset: must be text, not the number 2024; put it in quotes: "..."',
+    ]),
+    "dataset in a list": ("source: {dataset: [a]}\noutput: b\n", ["source.dataset: must be text, not a list"]),
+    "no arrays": ("source: {dataset: a, arrays: []}\noutput: b\n", ["p.yaml:1:30: source.arrays: names no array; leave `arrays` out"]),
+    "arrays twice": ("source: {dataset: a, arrays: [x, x]}\noutput: b\n", ["source.arrays: names 'x' twice"]),
+    "arrays of numbers": ("source: {dataset: a, arrays: [x, 3]}\noutput: b\n", ["p.yaml:1:34: source.arrays[1]: must be text, not the number 3"]),
+    "arrays mapping": ("source: {dataset: a, arrays: {x: 1}}\noutput: b\n", ["p.yaml:1:30: source.arrays: must be a list, not a mapping"]),
+    "near key": ("source: {dataset: a, array: [x]}\noutput: b\n", [
+        "p.yaml:1:22: source.array: unknown key `array`; did you mean `arrays`? known: dataset, arrays",
+    ]),
+    "output is the source": ("source: a\noutput: a\n", [
+        "p.yaml:2:9: output.dataset: the output 'a' is the source; name another dataset, or write `output: {in_place: true}`",
+    ]),
+    "both outputs": ("source: a\noutput: {dataset: b, in_place: true}\n", ["p.yaml:2:9: output: has both `dataset` and `in_place`; give exactly one"]),
+    "no outputs": ("source: a\noutput: {compressor: zstd}\n", ["p.yaml:2:9: output: has neither `dataset` nor `in_place: true`"]),
+    "in place, not": ("source: a\noutput: {in_place: false}\n", ["output: has neither"]),
+    "in place, yes": ("source: a\noutput: {in_place: yes}\n", ["p.yaml:2:20: output.in_place: must be true or false, not the text 'yes'"]),
+    "in place, compressed": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, compressor: zstd}\n", [
+        "p.yaml:3:38: output.compressor: in place, arrays keep the codecs they have; leave `compressor` out",
+    ]),
+    "in place without steps": ("source: a\noutput: {in_place: true}\n", ["steps: there is nothing to do: no steps, and the output is in place"]),
+    "compressor": ("source: a\noutput: {dataset: b, compressor: zst}\n", [
+        "p.yaml:2:34: output.compressor: must not be the text 'zst'; did you mean `zstd`? known: none, zstd, gzip, blosc",
+    ]),
+    "compressor number": ("source: a\noutput: {dataset: b, compressor: 3}\n", ["output.compressor: must not be the number 3; known: none"]),
+    "device": (GOOD + "run: {device: gpu}\n", ["p.yaml:7:15: run.device: there is no device 'gpu'; write auto, cpu, cuda or cuda:0"]),
+    "device number": (GOOD + "run: {device: 'cuda:x'}\n", ["run.device: there is no device 'cuda:x'"]),
+    "workers": (GOOD + "run:\n  workers: 0\n", ["p.yaml:8:12: run.workers: must be at least 1, not 0"]),
+    "workers float": (GOOD + "run: {workers: 1.5}\n", ["run.workers: must be a whole number, not the number 1.5"]),
+    "workers true": (GOOD + "run: {workers: true}\n", ["run.workers: must be a whole number, not true"]),
+    "run": (GOOD + "run: cuda\n", ["p.yaml:7:6: run: must be a mapping, not the text 'cuda'; its keys are device, workers"]),
+}  # fmt: skip
+
+
+def step(text: str) -> str:
+    return f"source: a\nsteps:\n  - {text}\noutput: b\n"
+
+
+STEPS: dict[str, tuple[str, list[str]]] = {
+    "steps mapping": ("source: a\nsteps:\n  clip: [0, 1]\noutput: b\n", ["p.yaml:3:3: steps: must be a list of steps, not a mapping; begin each"]),
+    "steps text": ("source: a\nsteps: clip\noutput: b\n", ["p.yaml:2:8: steps: must be a list of steps, not the text 'clip'"]),
+    "step number": (step("3"), ["p.yaml:3:5: steps[0]: a step is its name with its parameters, not the number 3; known steps: cast, clip, map"]),
+    "step null": (step(""), ["steps[0]: a step is its name with its parameters, not empty"]),
+    "step empty": (step("{}"), ["steps[0]: a step is its name with its parameters, not an empty mapping"]),
+    "unknown step": (step("standardise: {per: x}"), ["p.yaml:3:5: steps[0].standardise: unknown step `standardise`; did you mean `standardize`?"]),
+    "very unknown step": (step("resize: 3"), ["p.yaml:3:5: steps[0].resize: unknown step `resize`; known: cast, clip, map, standardize"]),
+    "bare unknown step": (step("standardise"), ["steps[0].standardise: unknown step `standardise`; did you mean"]),
+    "parameters not indented": (step("standardize:\n    per: x"), [
+        "p.yaml:3:5: steps[0]: one entry of the list has several keys: standardize, per; indent the parameters further than `standardize`",
+    ]),
+    "two steps in one": (step("cast: int8\n    clip: [0, 1]"), [
+        "p.yaml:3:5: steps[0]: one entry of the list has several keys: cast, clip; begin each step with its own dash",
+    ]),
+    "clip empty": (step("clip"), ["p.yaml:3:5: steps[0].clip: has neither `min` nor `max`"]),
+    "clip scalar": (step("clip: 3"), ["p.yaml:3:11: steps[0].clip: must be [min, max] or a mapping, not the number 3; as in `clip: [0, 1]`"]),
+    "clip list of 3": (step("clip: [1, 2, 3]"), ["steps[0].clip: must be [min, max] or a mapping, not a list of 3"]),
+    "clip swapped": (step("clip: [3, 1]"), ["p.yaml:3:11: steps[0].clip: `min` 3 is greater than `max` 1; swap them"]),
+    "clip text": (step("clip: {min: 0, max: abc}"), ["p.yaml:3:25: steps[0].clip.max: must be a number, not the text 'abc'"]),
+    "clip nan": (step("clip: {min: .nan}"), ["p.yaml:3:17: steps[0].clip.min: must be a finite number, not nan"]),
+    "clip inf": (step("clip: {min: -.inf}"), ["steps[0].clip.min: must be a finite number, not -inf"]),
+    "clip too large": (step("clip: {min: 1e999}"), ["steps[0].clip.min: must be a finite number, not inf"]),
+    "clip digits": (step(f"clip: {{min: {'9' * 5000}}}"), ["steps[0].clip.min: must be a finite number, not inf"]),
+    "clip 64 bits": (step("clip: {min: 99999999999999999999}"), ["steps[0].clip.min: is beyond the range of 64-bit integers"]),
+    "clip unknown": (step("clip: {min: 0, maxi: 3}"), ["p.yaml:3:20: steps[0].clip.maxi: unknown key `maxi`; did you mean `max`? known: min, max"]),
+    "clip bool": (step("clip: {min: true}"), ["steps[0].clip.min: must be a number, not true"]),
+    "cast empty": (step("cast:"), ["steps[0].cast: `dtype` is missing; write `dtype: ...`"]),
+    "cast near": (step("cast: floot16"), ["p.yaml:3:11: steps[0].cast.dtype: unknown dtype `floot16`; did you mean `float16`?"]),
+    "cast number": (step("cast: {dtype: 16}"), ["p.yaml:3:19: steps[0].cast.dtype: must be the name of a dtype such as float32, not the number 16"]),
+    "map broken": (step('map: "sqrt(x"'), ["p.yaml:3:10: steps[0].map.expression: not a valid expression: '(' was never closed (column 5)"]),
+    "map number": (step("map: 3"), ["steps[0].map.expression: must be an expression of x such as x * 2, not the number 3"]),
+    "map import": (step("map: __import__('os')"), ["steps[0].map.expression: unknown function `__import__`"]),
+    "standardize per": (step("standardize: 1.5"), ["p.yaml:3:18: steps[0].standardize.per: must be a dimension name, an axis number, or a list of those"]),
+    "standardize mean": (step("standardize: {mean: 3}"), ["p.yaml:3:18: steps[0].standardize: `mean` is given without `std`; give both"]),
+    "standardize std": (step("standardize: {mean: 3, std: [1, 0]}"), ["p.yaml:3:33: steps[0].standardize.std: must be greater than 0 everywhere"]),
+    "standardize nan": (step("standardize: {mean: [.nan], std: 1}"), ["steps[0].standardize.mean: must be a finite number, not nan"]),
+}  # fmt: skip
+
+MANY = """\
+source: {dataset: "ph otos", arrays: []}
+stepz: 3
+steps:
+  - standardise: {per: channel}
+  - clip: {min: 3, max: abc, mim: 3}
+  - cast: floot16
+output: {dataset: photos-train, compressor: zst, in_place: yes}
+output: b
+run: {device: gpu, workers: 0}
+"""
+MANY_PLACES = [(1, 19), (1, 38), (2, 1), (4, 5), (5, 25), (5, 30), (6, 11), (7, 45), (7, 60), (8, 1), (9, 15), (9, 29)]

@@ -1,0 +1,70 @@
+"""Cast: NumPy's astype, quietly, to dtypes that can be stored."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from gpuflow.steps.base import ArraySpec, StepError
+from gpuflow.steps.cast import DTYPES, Cast
+
+from .contract import StepContract, whole
+
+
+class TestContract(StepContract):
+    steps = tuple(Cast(dtype=name) for name in DTYPES)
+    # NaN and infinity in an integer are what the loop makes of them, which may differ between a vector and its tail.
+    split_dtypes = tuple(name for name in DTYPES if np.dtype(name).kind != "f")
+
+
+def test_the_dtypes_are_those_that_datasets_store() -> None:
+    from gpuflow.storage import metadata
+
+    assert tuple(metadata._DTYPES) == DTYPES
+
+
+def test_no_warning_leaks() -> None:
+    block = np.array([np.nan, np.inf, 1e300, -1.0])
+    for dtype in ("u1", "i8", "f2", "f4"):
+        Cast(dtype=np.dtype(dtype)).apply(np, block, whole(block))
+
+
+def test_values_are_those_of_astype() -> None:
+    block = np.array([0.9, 2.5, 100.0])
+    np.testing.assert_array_equal(Cast(dtype="uint8").apply(np, block, whole(block)), [0, 2, 100])
+
+
+@pytest.mark.parametrize("given", [np.float16, np.dtype("f2"), "float16"])
+def test_ways_to_name_a_dtype(given: Any) -> None:
+    assert Cast(dtype=given).to_yaml_value() == {"dtype": "float16"}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("floot32", "unknown dtype `floot32`; did you mean `float32`"),
+        ("Float32", "did you mean `float32`"),
+        ("f4", "did you mean `float32`"),
+        ("<i2", "did you mean `int16`"),
+        ("float", "did you mean `float64`"),
+        ("half", "did you mean `float16`"),
+        ("xyz", "known: bool, int8"),
+        ("x" * 10_000, "unknown dtype"),
+        (np.dtype("U3"), "unknown dtype `str96`"),
+        (str, "must be the name of a dtype"),
+        (3, "must be the name of a dtype such as float32, not the number 3"),
+        (None, "not empty"),
+    ],
+)
+def test_wrong_dtypes(value: Any, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Cast(dtype=value)
+
+
+def test_the_imaginary_part_is_not_dropped_silently() -> None:
+    with pytest.raises(StepError, match="imaginary"):
+        Cast(dtype="float32").check(ArraySpec((2,), np.dtype("c8"), (None,)))
+    assert Cast(dtype="complex128").check(ArraySpec((2,), np.dtype("f4"), (None,))).dtype == np.complex128
