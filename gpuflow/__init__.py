@@ -1,3 +1,44 @@
-"""gpuflow: pipelines that run where the chunks of your Zarr data lie."""
+"""gpuflow: pipelines that run where the chunks of your Zarr data lie.
+
+    connect    a cluster to work on: a running one, or an embedded one on this machine
+    ingest     a Zarr, a .npy file or a directory of images becomes a dataset
+    Pipeline   what is to be done to a dataset, as in the YAML file
+    run        do it, and return the receipt
+    errors     what can go wrong
+
+Light to import: what needs Dask, Zarr or a GPU library is loaded when it is first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpuflow import errors as errors
+    from gpuflow.cluster.connection import connect as connect
+    from gpuflow.facade import ingest as ingest
+    from gpuflow.facade import run as run
+    from gpuflow.pipelines.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
+__all__ = ["Pipeline", "__version__", "connect", "errors", "ingest", "run"]
+
+_ROOMS = {
+    "Pipeline": "gpuflow.pipelines.pipeline",
+    "connect": "gpuflow.cluster.connection",
+    "ingest": "gpuflow.facade",
+    "run": "gpuflow.facade",
+}
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name == "errors":
+        return import_module("gpuflow.errors")
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'gpuflow' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -14,7 +14,7 @@ from distributed import Client
 
 from gpuflow import __version__
 from gpuflow.backends.select import select_device
-from gpuflow.cluster.launch import EmbeddedCluster
+from gpuflow.cluster.launch import EmbeddedCluster, existing_roots
 from gpuflow.cluster.worker_plugin import on_store, sent_bytes
 from gpuflow.errors import ClusterError
 from gpuflow.settings import scheduler_address, store_root
@@ -126,12 +126,14 @@ def connect(
 ) -> Connection:
     """Connect to the cluster at `address` (`tcp://host:port`; default `GPUFLOW_SCHEDULER`), or start an embedded one.
 
-    An embedded cluster has a scheduler and `workers` worker processes (default 1) on each of `nodes` nodes (default 1) on this machine.
+    An embedded cluster has a scheduler and `workers` worker processes (default 1) on each of `nodes` nodes on this machine (default: as
+    many as its root holds, at least 1).
     Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes have roots below it. device: auto | cpu | cuda."""
     chosen = select_device(device)
     address = address or scheduler_address()
     if address is None:
-        return _embedded(Path(root) if root else store_root(), nodes or 1, workers, chosen)
+        base = (Path(root) if root else store_root()).absolute()
+    return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, chosen)
     if nodes is not None or workers is not None or root is not None:
         raise ClusterError("nodes, workers and root are for an embedded cluster", f"leave them out, or do not name {address}")
     try:
@@ -146,7 +148,7 @@ def connect(
 
 
 def _embedded(root: Path, nodes: int, workers: int | None, device: str) -> Connection:
-    cluster = EmbeddedCluster(root.absolute(), nodes, workers)
+    cluster = EmbeddedCluster(root, nodes, workers)
     try:
         client = Client(cluster.address, timeout=_CONNECT_SECONDS)
         deadline = time.monotonic() + _WORKERS_SECONDS

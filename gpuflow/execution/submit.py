@@ -79,6 +79,7 @@ class Submission:
         self._progress.begin(self._title, sum(len(group.chunks) for group, _ in work))
         if not work:
             return self.outcome
+        self._connection.client.run(_warm_up)
         futures = self._submit([(group, job, 1) for group, job in work])
         pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
         asked = time.monotonic()
@@ -159,6 +160,10 @@ class Submission:
         if self._work:
             self._connection.client.cancel(list(pending.futures), force=True)
             self._work.clear()
+
+
+def _warm_up() -> None:
+    """Importing this function loads what tasks need on a worker, so that no first task looks slow for it."""
 
 
 def _part(group: ChunkGroup, chunks: Sequence[int]) -> ChunkGroup:

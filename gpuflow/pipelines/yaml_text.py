@@ -6,6 +6,7 @@ alias bomb or deep nesting is refused before it costs anything. All that is wron
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -245,7 +246,8 @@ def dump_yaml(data: Any) -> str:
     """Plain data as YAML text, in the order it has."""
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
-    writer.allow_unicode = True
+    # The writer takes U+0085 and its like for line breaks; then all that is not ASCII is escaped.
+    writer.allow_unicode = json.dumps(data, ensure_ascii=False).isprintable()
     writer.width = 2**16  # no folding: an expression stays on its line
     writer.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     writer.representer.ignore_aliases = lambda _: True  # a value that stands twice is written twice

@@ -131,22 +131,20 @@ def _slab_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _of_slab(slab: NDArray[Any], keep: tuple[int, ...]) -> Moments:
-    """Two passes over one slab, in float64."""
+    """Two passes over one slab, in float64.
+
+    The kept axes are brought to the front: reducing around a short last axis, as the channels of an image, is 15 times slower."""
     axes = tuple(axis for axis in range(slab.ndim) if axis not in keep)
-    values = slab.astype(np.float64)
+    kept, reduced = tuple(slab.shape[axis] for axis in keep), prod(slab.shape[axis] for axis in axes)
+    values = slab.transpose(keep + axes).astype(np.float64, order="C").reshape((*kept, reduced))
     valid = ~np.isnan(values) if slab.dtype.kind == "f" else None
     where: Any = True if valid is None or valid.all() else valid
-    if valid is None or where is True:
-        reduced = prod(slab.shape[axis] for axis in axes)
-        count = np.full(tuple(slab.shape[axis] for axis in keep), reduced, np.int64)
-    else:
-        count = np.asarray(valid.sum(axis=axes, dtype=np.int64))
-    wide = tuple(1 if axis in axes else size for axis, size in enumerate(slab.shape))
+    count = np.full(kept, reduced, np.int64) if where is True else np.asarray(where.sum(axis=-1, dtype=np.int64))
     with np.errstate(invalid="ignore", over="ignore"):
-        mean = np.asarray(values.sum(axis=axes, where=where) / np.maximum(count, 1))
-        minimum = np.asarray(values.min(axis=axes, where=where, initial=np.inf))
-        maximum = np.asarray(values.max(axis=axes, where=where, initial=-np.inf))
-        values -= mean.reshape(wide)
+        mean = values.sum(axis=-1, where=where) / np.maximum(count, 1)
+        minimum = values.min(axis=-1, where=where, initial=np.inf)
+        maximum = values.max(axis=-1, where=where, initial=-np.inf)
+        values -= np.asarray(mean)[..., np.newaxis]
         values *= values
-        m2 = np.asarray(values.sum(axis=axes, where=where))
-    return Moments(count, mean, m2, minimum, maximum)
+        m2 = values.sum(axis=-1, where=where)
+    return Moments(*(np.asarray(field) for field in (count, mean, m2, minimum, maximum)))

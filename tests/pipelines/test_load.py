@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpuflow.errors import ConfigError
@@ -227,6 +227,11 @@ def specs(draw: st.DrawFn) -> PipelineSpec:
 
 @settings(deadline=None)
 @given(specs())
+@example(
+    PipelineSpec.model_validate(
+        {"source": {"dataset": "a", "arrays": ["\x85", "\u2028\n", "\ufeff", "\xe9"]}, "output": {"dataset": "b"}}
+    )
+)
 def test_spec_dict_and_yaml_round_trip_exactly(spec: PipelineSpec) -> None:
     data = spec.to_dict()
     assert from_dict(data) == spec

@@ -54,6 +54,7 @@ def assert_agrees(moments: Moments, block: np.ndarray, keep: tuple[int, ...]) ->
         assert (moments.minimum[index], moments.maximum[index]) == (values.min(), values.max())
 
 
+@settings(deadline=None)
 @given(blocks())
 def test_agrees_with_numpy(case: tuple[np.ndarray, tuple[int, ...]]) -> None:
     block, keep = case
@@ -72,6 +73,7 @@ def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch, slab: int) -> Non
         assert_agrees(Moments.of(block, keep), block, keep)
 
 
+@settings(deadline=None)
 @given(blocks(), st.data())
 def test_chunks_embedded_and_merged_are_the_whole(case: tuple[np.ndarray, tuple[int, ...]], data: st.DataObject) -> None:
     block, keep = case
@@ -85,6 +87,7 @@ def test_chunks_embedded_and_merged_are_the_whole(case: tuple[np.ndarray, tuple[
     assert_agrees(total, block, keep)
 
 
+@settings(deadline=None)
 @given(blocks())
 def test_a_side_without_values_is_neutral_to_the_bit(case: tuple[np.ndarray, tuple[int, ...]]) -> None:
     moments = Moments.of(*case)
@@ -94,6 +97,7 @@ def test_a_side_without_values_is_neutral_to_the_bit(case: tuple[np.ndarray, tup
         assert merged.mean.tobytes() == moments.mean.tobytes()
 
 
+@settings(deadline=None)
 @given(blocks())
 def test_json_round_trip_is_exact(case: tuple[np.ndarray, tuple[int, ...]]) -> None:
     moments = Moments.of(*case)
@@ -152,7 +156,7 @@ def test_complex_values_have_no_moments() -> None:
         Moments.of(np.zeros(2, np.complex64), ())
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=30), st.integers(1, 29))
 def test_merge_is_nearly_symmetric(values: list[float], cut: int) -> None:
     left, right = Moments.of(np.array(values[:cut]), ()), Moments.of(np.array(values[cut:]), ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpuflow.reductions.moments import Moments
@@ -25,6 +25,7 @@ def join(left: str, right: str) -> str:
     return f"({left} {right})"
 
 
+@settings(deadline=None)
 @given(partitions())
 def test_the_order_of_merging_is_fixed(case: tuple[int, list[list[int]]]) -> None:
     size, groups = case
@@ -34,6 +35,7 @@ def test_the_order_of_merging_is_fixed(case: tuple[int, list[list[int]]]) -> Non
     assert root(united, size, join) == root({(0, chunk): str(chunk) for chunk in range(size)}, size, join)
 
 
+@settings(deadline=None)
 @given(partitions(), st.integers(0, 2**32))
 def test_moments_come_out_the_same_to_the_bit(case: tuple[int, list[list[int]]], seed: int) -> None:
     size, groups = case

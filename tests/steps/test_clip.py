@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -77,6 +77,7 @@ def test_integers_need_whole_bounds() -> None:
     assert Clip(min=0, max=3.0).check(ArraySpec((1,), np.dtype("i4"), (None,))).dtype == np.int32
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=32), max_size=20), st.floats(-1e30, 1e30), st.floats(-1e30, 1e30))
 def test_nothing_is_left_outside(values: list[float], one: float, other: float) -> None:
     low, high = sorted((one, other))

@@ -254,7 +254,7 @@ def _oracle_function(name: str) -> Any:
 ORACLE = {name: _oracle_function(name) for name in FUNCTIONS} | CONSTANTS
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.recursive(LEAVES, _grow, max_leaves=8), st.sampled_from(["f4", "f8", "f2"]))
 def test_evaluation_is_what_python_and_numpy_say(text: str, dtype: str) -> None:
     x = np.array([-2.5, -1, 0, 0.25, 1, 7], dtype)
@@ -275,7 +275,7 @@ def test_evaluation_is_what_python_and_numpy_say(text: str, dtype: str) -> None:
     np.testing.assert_array_equal(out, expected)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.text(max_size=60), st.text("x0123456789.()[]{}+-*/%&|^~<>=!,:'\"\\ \n#@einfpsqrtabdo_jL", max_size=40)))
 def test_any_text_is_an_expression_or_an_error(text: str) -> None:
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -183,6 +183,7 @@ def test_one_way_to_write_a_thing() -> None:
     assert Standardize(per=np.int64(1), mean=np.array([1, 2]), std=np.float32(1)) == Standardize(per=1, mean=[1, 2], std=1)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3), st.data())
 def test_a_part_is_what_the_whole_is_there(height: int, width: int, seed: int, data: st.DataObject) -> None:
     array = np.random.default_rng(seed).normal(3, 2, (height, width, 6)).astype("f4")

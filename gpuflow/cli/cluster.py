@@ -1,0 +1,47 @@
+"""`gpuflow scheduler` and `gpuflow node`: thin wrappers around `dask scheduler` and `dask worker`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gpuflow.errors import ClusterError
+from gpuflow.settings import scheduler_address, store_root
+
+
+def scheduler(
+    host: Annotated[str, typer.Option(help="Address to listen on; every machine that reaches it can run code.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any.")] = 8786,
+    dashboard: Annotated[str, typer.Option(help="Address of Dask's dashboard, or `none`.")] = "127.0.0.1:8787",
+) -> None:
+    """Run a scheduler in the foreground: `dask scheduler --preload gpuflow.cluster`.
+
+    Give it --host 0.0.0.0 only inside a network that you trust."""
+    from gpuflow.cluster.launch import scheduler_command
+
+    shown = ["--no-dashboard"] if dashboard == "none" else ["--dashboard-address", dashboard]
+    command = scheduler_command("--host", host, "--port", str(port), "--no-show", *shown)
+    os.execv(command[0], command)
+
+
+def node(
+    scheduler: Annotated[str | None, typer.Option(help="The scheduler's address (or GPUFLOW_SCHEDULER).")] = None,
+    root: Annotated[Path | None, typer.Option(help="Store root on this machine's local disk (or GPUFLOW_ROOT).")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of a new node (default: the host's name).")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
+    host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
+) -> None:
+    """Run this machine as a node in the foreground: `dask worker --preload gpuflow.cluster`, started again when it ends."""
+    from gpuflow.cluster.launch import serve_node
+
+    address = scheduler or scheduler_address()
+    if address is None:
+        raise ClusterError("the scheduler's address is missing", "give --scheduler tcp://HOST:8786, or set GPUFLOW_SCHEDULER")
+    options = ["--nworkers", str(workers), "--no-dashboard"]
+    options += ["--nthreads", str(threads or max(1, len(os.sched_getaffinity(0)) // workers))]
+    options += ["--host", host] if host else []
+    serve_node(address, root or store_root(), options, name)

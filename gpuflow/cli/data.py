@@ -1,0 +1,107 @@
+"""`gpuflow ingest`, `datasets`, `show`, `remove`."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from gpuflow.cli.common import AsJson, Device, Nodes_, Report, Root, Scheduler, Workers, cluster, end_with, nodes_to_look_at, show
+from gpuflow.errors import ConfigError, Problem
+
+
+def _pixels(option: str, text: str | None) -> tuple[int, int] | None:
+    """`256` or `256x384` as (height, width)."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9]\d{0,5})(?:x([1-9]\d{0,5}))?", text)
+    if match is None:
+        raise ConfigError([Problem(f"{text!r} is no size in pixels", option, hint="write 256, or 256x384 for height x width")])
+    return int(match[1]), int(match[2] or match[1])
+
+
+def ingest(
+    source: Annotated[str, typer.Argument(help="A Zarr (path or URL), a .npy file, or a directory of images.")],
+    name: Annotated[str, typer.Argument(help="What the dataset is to be called.")],
+    tile: Annotated[str | None, typer.Option(help="Images: cut whole tiles of this many pixels, such as 256 or 256x384.")] = None,
+    size: Annotated[str | None, typer.Option(help="Images: crop and resize each to this many pixels.")] = None,
+    color: Annotated[str, typer.Option(help="Images: rgb, gray, or keep.")] = "rgb",
+    chunk_samples: Annotated[int | None, typer.Option(min=1, help="Images, .npy: samples in a chunk (default: about 4 MiB).")] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Images: leave out those that cannot be read.")] = False,
+    array: Annotated[list[str] | None, typer.Option(help="Zarr: take only this array or group (may be repeated).")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")] = False,
+    nodes: Nodes_ = None,
+    workers: Workers = None,
+    device: Device = None,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    report: Report = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a dataset of a Zarr, a .npy file or a directory of images.
+
+    Its chunks are spread evenly over the nodes. Interrupted, the same command continues."""
+    options: dict[str, Any] = {"tile": _pixels("--tile", tile), "size": _pixels("--size", size), "color": color}
+    options |= {"chunk_samples": chunk_samples, "skip_bad": skip_bad, "arrays": array or None}
+    from gpuflow.display.progress import ProgressBar
+    from gpuflow.objectstore.ingest import ingest_source
+    from gpuflow.objectstore.sources import open_source
+
+    opened = open_source(source, **options)
+    opened.layout()  # a bad source is found before a cluster is started for it
+    with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
+        receipt = ingest_source(connection, opened, name, link=link, progress=bar)
+    end_with(receipt, as_json, report)
+
+
+def datasets(nodes: Nodes_ = None, scheduler: Scheduler = None, root: Root = None, as_json: AsJson = False) -> None:
+    """List the datasets."""
+    from gpuflow.datasets import catalog
+    from gpuflow.display.datasets import dataset_row, datasets_view
+
+    with nodes_to_look_at(scheduler, nodes, root) as where:
+        rows = [dataset_row(record, _tables(where, record)) for record in catalog.records(where).values()]
+    show(datasets_view(rows), rows, as_json)
+
+
+def show_dataset(
+    name: Annotated[str, typer.Argument(help="The dataset.")],
+    nodes: Nodes_ = None,
+    scheduler: Scheduler = None,
+    root: Root = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a dataset's arrays, and on which nodes their chunks lie."""
+    from gpuflow.datasets import catalog
+    from gpuflow.display.datasets import dataset_details, details_view
+
+    with nodes_to_look_at(scheduler, nodes, root) as where:
+        record = catalog.find(where, name)
+        details = dataset_details(record, _tables(where, record))
+    show(details_view(details), details, as_json)
+
+
+def remove(
+    name: Annotated[str, typer.Argument(help="The dataset.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    nodes: Nodes_ = None,
+    workers: Workers = None,
+    device: Device = None,
+    scheduler: Scheduler = None,
+    root: Root = None,
+) -> None:
+    """Delete a dataset and its chunks from every node."""
+    from gpuflow.objectstore.ingest import remove_dataset
+
+    if not yes:
+        typer.confirm(f"Delete dataset {name} and all its chunks?", abort=True)
+    with cluster(scheduler, nodes, workers, device, root) as connection:
+        remove_dataset(connection, name)
+    typer.echo(f"removed {name}")
+
+
+def _tables(where: Any, record: Any) -> dict[str, Any]:
+    from gpuflow.datasets.catalog import chunk_table
+
+    return {path: chunk_table(where, record.name, path, metadata.grid.size) for path, metadata in record.metadata.items()}

@@ -1,0 +1,60 @@
+"""A plan as a table: what will be done to which array, how much is left to do, and where."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gpuflow.pipelines.plan import ChunkPlan, Plan, steps_as_data
+from gpuflow.units import format_nbytes
+
+
+def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[str, Any]:
+    """A plan as plain data. read_nbytes: encoded bytes of the pending chunks; by_node: their number by holder."""
+    arrays = {}
+    for part in chunks:
+        array = part.array
+        held = part.table.held[list(part.pending)].sum(axis=0)
+        arrays[array.path] = {
+            "steps": [] if array.carried else steps_as_data(array.steps),
+            "carried": array.carried,
+            "waits_for_statistics": array.first_unresolved() is not None,
+            "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
+            "chunks": {"total": array.source.grid.size, "pending": len(part.pending), "skipped": part.skipped, "lost": len(part.lost)},
+            "chunk_nbytes": array.source.chunk_nbytes,
+            "read_nbytes": part.pending_nbytes,
+            "by_node": {node: int(count) for node, count in zip(part.table.nodes, held, strict=True) if count},
+        }
+    target = f"{plan.source.name} in place" if plan.spec.output.in_place else plan.target
+    return {"source": plan.source.name, "output": target, "device": device, "fingerprint": plan.fingerprint(), "arrays": arrays}
+
+
+def plan_view(details: Mapping[str, Any]) -> RenderableType:
+    """`plan_details` for `Console.print`."""
+    head = Text(f"{details['source']} -> {details['output']}  on {details['device']}", style="bold")
+    table = Table(box=None, header_style="bold")
+    for column in ("array", "what", "dtype", "chunks to do", "skipped", "to read", "on nodes"):
+        table.add_column(column)
+    notes = []
+    for path, array in details["arrays"].items():
+        names = [next(iter(step)) for step in array["steps"]]
+        before, after = array["dtype"]
+        table.add_row(
+            escape(path),
+            "carried over unchanged" if array["carried"] else ", ".join(names),
+            before if before == after else f"{before} -> {after}",
+            f"{array['chunks']['pending']} of {array['chunks']['total']}",
+            str(array["chunks"]["skipped"]),
+            format_nbytes(array["read_nbytes"]),
+            escape(", ".join(f"{node}: {count}" for node, count in array["by_node"].items())),
+        )
+        if array["waits_for_statistics"]:
+            notes.append(Text(f"{path}: statistics over all its chunks are computed first"))
+        if array["chunks"]["lost"]:
+            notes.append(Text(f"{path}: {array['chunks']['lost']} chunks are on no node that is here", style="red"))
+    return Group(head, table, *notes)

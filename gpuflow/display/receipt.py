@@ -1,0 +1,63 @@
+"""A receipt as a table: what was done, where, what it took, what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from gpuflow.units import format_nbytes, format_seconds
+
+_FAILURES_SHOWN = 5
+_STATUS_STYLE = {"done": "green", "failed": "red", "interrupted": "yellow"}
+
+
+def receipt_view(receipt: Mapping[str, Any]) -> RenderableType:
+    """A receipt's dict (`Receipt.to_dict`) for `Console.print`."""
+    table = Table(title=f"{receipt['pipeline']}  run {receipt['run_id']}", title_justify="left", show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column()
+    for name, value in _rows(receipt):
+        table.add_row(name, value)
+    notes = [Text(f"note: {note}") for note in receipt["notes"]]
+    return Group(table, *notes, *_failures(receipt["failures"]))
+
+
+def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    chunks, nbytes, locality, seconds = (receipt[name] for name in ("chunks", "bytes", "locality", "seconds"))
+    counts = ", ".join(f"{chunks[name]} {name}" for name in ("done", "skipped", "failed"))
+    reasons = {name: count for name, count in locality["reasons"].items() if name != "local"}
+    why = f" ({', '.join(f'{count} for {name}' for name, count in reasons.items())})" if reasons else ""
+    stages = ("read", "decode", "compute", "encode", "commit", "transfer", "wait")
+    status = receipt["status"]
+    return [
+        ("status", f"[{_STATUS_STYLE[status]}]{status}[/]"),
+        ("chunks", f"{chunks['total']}: {counts}"),
+        ("bytes", ", ".join(f"{name} {format_nbytes(nbytes[name])}" for name in ("read", "written", "shipped"))),
+        ("locality", f"{locality['local_chunks']} chunks read where they lie, {locality['remote_chunks']} shipped{why}"),
+        ("time", f"{format_seconds(seconds['wall'])} in all; threads spent " + _stages(seconds, stages)),
+        ("nodes", ", ".join(f"{escape(node)}: {part['chunks']}" for node, part in receipt["nodes"].items())),
+    ] + ([("routing", "strict: this Dask version is outside the tested range")] if receipt["routing"] != "late" else [])
+
+
+def _stages(seconds: Mapping[str, float], stages: tuple[str, ...]) -> str:
+    return ", ".join(f"{stage} {format_seconds(seconds[stage])}" for stage in stages if seconds[stage] >= 0.0005) or "nothing"
+
+
+def _failures(failures: list[Mapping[str, Any]]) -> list[RenderableType]:
+    shown: list[RenderableType] = []
+    for failure in failures[:_FAILURES_SHOWN]:
+        shown.append(Text(f"failed: {failure['chunk']} on {failure['node'] or 'no node'}: {failure['error']}", style="red"))
+        if failure["traceback"]:
+            shown.append(Text(_last_frames(failure["traceback"]), style="dim"))
+    if len(failures) > _FAILURES_SHOWN:
+        shown.append(Text(f"... and {len(failures) - _FAILURES_SHOWN} more; --report FILE lists all", style="red"))
+    return shown
+
+
+def _last_frames(traceback: str, lines: int = 4) -> str:
+    return "\n".join(f"    {line}" for line in traceback.rstrip().splitlines()[-lines:])

@@ -1,0 +1,67 @@
+"""The few functions that `import gpuflow` offers; each takes a connection, or starts an embedded cluster for the call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gpuflow.cluster.connection import Connection, connect
+from gpuflow.execution.receipt import Receipt
+from gpuflow.execution.run import raise_for, run_pipeline
+from gpuflow.execution.submit import Progress
+from gpuflow.objectstore.ingest import ingest_source
+from gpuflow.objectstore.sources import open_source
+from gpuflow.pipelines.load import load_pipeline
+from gpuflow.pipelines.pipeline import Pipeline
+from gpuflow.pipelines.spec import PipelineSpec
+
+
+@contextmanager
+def _connected(connection: Connection | None, **options: Any) -> Iterator[Connection]:
+    if connection is not None:
+        yield connection
+    else:
+        with connect(**options) as own:
+            yield own
+
+
+def ingest(
+    source: str | os.PathLike[str],
+    name: str,
+    *,
+    connection: Connection | None = None,
+    link: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Receipt:
+    """Make dataset `name` of a Zarr (path or URL), a `.npy` file or a directory of images. Options: see `objectstore.open_source`.
+
+    RunFailed when chunks could not be read; calling it again continues."""
+    opened = open_source(source, **options)
+    with _connected(connection) as cluster:
+        return raise_for(ingest_source(cluster, opened, name, link=link, progress=progress))
+
+
+def run(
+    pipeline: Pipeline | PipelineSpec | str | os.PathLike[str],
+    *,
+    connection: Connection | None = None,
+    stack: bool = False,
+    progress: Progress | None = None,
+) -> Receipt:
+    """Run a pipeline, given as such or as the path of its YAML file, and return the receipt.
+
+    RunFailed when chunks failed, with the receipt; the others are done, and calling it again does only what is missing. stack: apply an
+    in-place pipeline on top of another."""
+    spec = as_spec(pipeline)
+    with _connected(connection, device=spec.run.device, workers=spec.run.workers) as cluster:
+        return raise_for(run_pipeline(cluster, spec, stack=stack, progress=progress))
+
+
+def as_spec(pipeline: Pipeline | PipelineSpec | str | os.PathLike[str]) -> PipelineSpec:
+    """The spec of a pipeline in whatever form. ConfigError when it is wrong."""
+    if isinstance(pipeline, PipelineSpec):
+        return pipeline
+    return pipeline.spec if isinstance(pipeline, Pipeline) else load_pipeline(pipeline)
