@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from gpuflow.cluster.connection import Connection, connect
@@ -64,4 +65,4 @@ def as_spec(pipeline: Pipeline | PipelineSpec | str | os.PathLike[str]) -> Pipel
     """The spec of a pipeline in whatever form. ConfigError when it is wrong."""
     if isinstance(pipeline, PipelineSpec):
         return pipeline
-    return pipeline.spec if isinstance(pipeline, Pipeline) else load_pipeline(pipeline)
+    return pipeline.spec if isinstance(pipeline, Pipeline) else load_pipeline(Path(pipeline))

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
 _CLUSTER = "Cluster"
 
 Nodes_ = Annotated[
-    int | None, typer.Option("--nodes", min=1, help="Nodes of the embedded cluster (default: as many as the root has).", rich_help_panel=_CLUSTER)
+    int | None,
+    typer.Option(
+        "--nodes", min=1, help="Nodes of the embedded cluster (default: as many as the root has).", rich_help_panel=_CLUSTER
+    ),
 ]
 Workers = Annotated[
-    int | None, typer.Option("--workers", min=1, help="Worker processes on each node of the embedded cluster.", rich_help_panel=_CLUSTER)
+    int | None,
+    typer.Option("--workers", min=1, help="Worker processes on each node of the embedded cluster.", rich_help_panel=_CLUSTER),
 ]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_CLUSTER)]
 Scheduler = Annotated[
@@ -34,7 +38,9 @@ Scheduler = Annotated[
 ]
 Root = Annotated[
     Path | None,
-    typer.Option("--root", help="Store root of the embedded cluster (or GPUFLOW_ROOT; default .gpuflow).", rich_help_panel=_CLUSTER),
+    typer.Option(
+        "--root", help="Store root of the embedded cluster (or GPUFLOW_ROOT; default .gpuflow).", rich_help_panel=_CLUSTER
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Report = Annotated[Path | None, typer.Option("--report", help="Also write the receipt to this file, as JSON.")]

@@ -27,10 +27,14 @@ def ingest(
     tile: Annotated[str | None, typer.Option(help="Images: cut whole tiles of this many pixels, such as 256 or 256x384.")] = None,
     size: Annotated[str | None, typer.Option(help="Images: crop and resize each to this many pixels.")] = None,
     color: Annotated[str, typer.Option(help="Images: rgb, gray, or keep.")] = "rgb",
-    chunk_samples: Annotated[int | None, typer.Option(min=1, help="Images, .npy: samples in a chunk (default: about 4 MiB).")] = None,
+    chunk_samples: Annotated[
+        int | None, typer.Option(min=1, help="Images, .npy: samples in a chunk (default: about 4 MiB).")
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Images: leave out those that cannot be read.")] = False,
     array: Annotated[list[str] | None, typer.Option(help="Zarr: take only this array or group (may be repeated).")] = None,
-    link: Annotated[bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")
+    ] = False,
     nodes: Nodes_ = None,
     workers: Workers = None,
     device: Device = None,

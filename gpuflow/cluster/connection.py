@@ -94,7 +94,9 @@ class Connection:
             raise ClusterError(f"gpuflow's scheduler plugin is not working: {info['broken']}")
         versions = {info["version"], *(worker["version"] for worker in info["workers"].values())}
         if versions != {__version__}:
-            raise ClusterError(f"this is gpuflow {__version__}, the cluster has {', '.join(sorted(versions))}", "install one version")
+            raise ClusterError(
+                f"this is gpuflow {__version__}, the cluster has {', '.join(sorted(versions))}", "install one version"
+            )
         if info["foreign"]:
             shown = ", ".join(info["foreign"][:3])
             warnings.warn(
@@ -127,19 +129,21 @@ def connect(
     """Connect to the cluster at `address` (`tcp://host:port`; default `GPUFLOW_SCHEDULER`), or start an embedded one.
 
     An embedded cluster has a scheduler and `workers` worker processes (default 1) on each of `nodes` nodes on this machine (default: as
-    many as its root holds, at least 1).
-    Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes have roots below it. device: auto | cpu | cuda."""
+    many as its root holds, at least 1). Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes have roots below
+    it. device: auto | cpu | cuda. ClusterError and StoreError say what is wrong and what to do."""
     chosen = select_device(device)
     address = address or scheduler_address()
     if address is None:
         base = (Path(root) if root else store_root()).absolute()
-    return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, chosen)
+        return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, chosen)
     if nodes is not None or workers is not None or root is not None:
         raise ClusterError("nodes, workers and root are for an embedded cluster", f"leave them out, or do not name {address}")
     try:
         client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
-        raise ClusterError(f"no scheduler answers at {address} ({error})", "check the address, or start `gpuflow scheduler`") from error
+        raise ClusterError(
+            f"no scheduler answers at {address} ({error})", "check the address, or start `gpuflow scheduler`"
+        ) from error
     try:
         return Connection(client, chosen)
     except BaseException:
@@ -149,6 +153,7 @@ def connect(
 
 def _embedded(root: Path, nodes: int, workers: int | None, device: str) -> Connection:
     cluster = EmbeddedCluster(root, nodes, workers)
+    client = None
     try:
         client = Client(cluster.address, timeout=_CONNECT_SECONDS)
         deadline = time.monotonic() + _WORKERS_SECONDS
@@ -158,7 +163,7 @@ def _embedded(root: Path, nodes: int, workers: int | None, device: str) -> Conne
             time.sleep(0.02)
         return Connection(client, device, cluster)
     except BaseException:
+        if client is not None:
+            client.close()
         cluster.close()
         raise
-
-

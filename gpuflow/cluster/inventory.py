@@ -35,6 +35,10 @@ class Inventory:
             same = chunks[equal]
             holders[same[holders[same] == number]] = joined
 
+    def drop(self, dataset: str) -> None:
+        """Forget a dataset that was removed; a new one of its name begins at generation 1 again."""
+        self._columns = {array: columns for array, columns in self._columns.items() if array[0] != dataset}
+
     def holders(self, array: ArrayName, chunks: Iterable[int]) -> list[frozenset[str]]:
         """Holder set of each of `chunks`; empty for one nobody reported."""
         holders, _ = self._columns.get(array, (np.zeros(0, np.uint32), None))

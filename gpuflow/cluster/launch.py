@@ -44,8 +44,9 @@ def scheduler_command(*options: str) -> list[str]:
 
 
 def worker_command(scheduler: str, root: Path, *options: str, node_name: str | None = None) -> list[str]:
-    """`dask worker` as a worker of the node whose store is at `root`."""
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, *options, "--preload", "gpuflow.cluster"]
+    """`dask worker` as a worker of the node whose store is at `root`. A nanny takes the preload for its lifeline."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, *options]
+    command += ["--preload-nanny", "gpuflow.cluster", "--preload", "gpuflow.cluster"]
     return [*command, "--root", str(root), *(["--node-name", node_name] if node_name else [])]
 
 
@@ -68,14 +69,19 @@ class Supervised:
             status = self.process.wait()
             if self._closing.is_set():
                 return
+            _close_lifeline(self.process)
             deaths.append(time.monotonic())
             if len(deaths) == _GIVE_UP_AFTER and deaths[-1] - deaths[0] < _WITHIN_SECONDS:
                 self._on_give_up(f"ended {_GIVE_UP_AFTER} times, last with status {status}{tail(self._log)}")
                 return
             logger.warning("worker process %d ended with status %d: starting it again", self.process.pid, status)
-            self._closing.wait(0.1 * len(deaths))
-            if not self._closing.is_set():
+            if self._closing.wait(0.1 * len(deaths)):
+                return
+            try:
                 self.process = self._start()
+            except OSError as error:  # no memory, no file descriptors, the log's disk is full
+                self._on_give_up(f"ended with status {status} and could not be started again: {error}")
+                return
 
     def close(self) -> None:
         """End the process and stop watching."""
@@ -110,6 +116,10 @@ def end_process(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    _close_lifeline(process)
+
+
+def _close_lifeline(process: subprocess.Popen[bytes]) -> None:
     if process.stdin is not None:
         process.stdin.close()
 
@@ -131,12 +141,12 @@ class EmbeddedCluster:
             raise ClusterError(f"a cluster of {nodes} nodes with {workers} workers each cannot be", "use numbers from 1 up")
         self._roots, self._per_node = node_roots(root, nodes), workers or 1
         self._threads = max(1, len(os.sched_getaffinity(0)) // (nodes * self._per_node))
-        self._folder = tempfile.TemporaryDirectory(prefix="gpuflow-")
-        self._workers: list[Supervised] = []
-        self.trouble = ""
         for number, node_root in enumerate(self._roots):
             # Opened here first: an unusable root is an error of the caller's, not of a child process.
             NodeStore(node_root, name=f"node{number}").close()
+        self._workers: list[Supervised] = []
+        self.trouble = ""
+        self._folder = tempfile.TemporaryDirectory(prefix="gpuflow-")
         self._scheduler = self._start_scheduler()
         try:
             self.address = self._wait_for_address()
@@ -208,7 +218,7 @@ def serve_node(scheduler: str, root: Path, options: Sequence[str], node_name: st
         failed.set()
 
     command = worker_command(scheduler, root, *options, node_name=node_name)
-    supervised = Supervised(command, log=None, lifeline=False, on_give_up=give_up)
+    supervised = Supervised(command, log=None, lifeline=True, on_give_up=give_up)
     try:
         failed.wait()
         raise ClusterError(f"worker {reasons[0]}", "see its output above")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,20 @@ from gpuflow.settings import store_root
 @click.option("--node-name", default=None, help="Name of a new node; the default is the host's name.")
 def dask_setup(server: Any, root: Path | None, node_name: str | None) -> None:
     """gpuflow's part of a Dask scheduler or worker."""
-    if os.environ.get("GPUFLOW_LIFELINE"):
+    if os.environ.pop("GPUFLOW_LIFELINE", None):  # taken away: a nanny's worker has no lifeline of its own and dies with the nanny
         _die_with_parent()
-    if isinstance(server, Scheduler):
-        scheduler_plugin.install(server)
-    elif isinstance(server, Worker):
-        try:
+    try:
+        if isinstance(server, Scheduler):
+            scheduler_plugin.install(server)
+        elif isinstance(server, Worker):
             worker_plugin.install(server, root or store_root(), node_name)
-        except GpuflowError as error:
-            # Dask goes on without a preload that raises; a worker without its store must not.
-            print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
-            os._exit(1)
-    elif not isinstance(server, Nanny):
-        raise TypeError(f"gpuflow.cluster preloads into a scheduler or a worker, not {type(server).__name__}")
+        elif not isinstance(server, Nanny):
+            raise TypeError(f"gpuflow.cluster preloads into a scheduler or a worker, not {type(server).__name__}")
+    except Exception as error:  # noqa: BLE001 - Dask goes on without a preload that raises; a worker without its store must not
+        if not isinstance(error, GpuflowError):
+            traceback.print_exception(error)
+        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+        os._exit(1)
 
 
 def _die_with_parent() -> None:

@@ -39,8 +39,7 @@ def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
         try:
             hook(self, *args, **kwargs)
         except Exception as error:
-            logger.exception("gpuflow scheduler plugin: %s", hook.__name__)
-            self.broken = f"{type(error).__name__} in {hook.__name__}: {error}"
+            self._break(hook.__name__, error)
 
     return call
 
@@ -76,29 +75,29 @@ class GpuflowPlugin(SchedulerPlugin):
             return ""
         return "distributed.scheduler.no-workers-timeout is set, which would fail parked chunk tasks; unset it on the scheduler"
 
+    def _break(self, where: str, error: Exception) -> None:
+        logger.error("gpuflow scheduler plugin: %s", where, exc_info=error)
+        self.broken = f"{type(error).__name__} in {where}: {error}"
+
     # -- Dask's hooks ---------------------------------------------------------------------------------------------------------
 
+    @_guarded
     def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Any], **kwargs: Any) -> None:
         """Before the first transition of new tasks: restrictions set here hold for all of them."""
-        mine = [key for key in tasks if _is_chunk_task(key)]
+        mine = [key for key in tasks if _is_chunk_task(key) and key not in self.groups]
         for key in mine:  # first of all, so that no later error lets one run anywhere
             scheduler.tasks[key].worker_restrictions = set(PARKED)
-        self._adopt(sorted(mine, key=lambda key: scheduler.tasks[key].priority))
-
-    @_guarded
-    def _adopt(self, keys: list[Any]) -> None:
-        for key in keys:
-            group = _group_of(self.scheduler.tasks[key].run_spec)
+        for key in mine:
+            group = _group_of(scheduler.tasks[key].run_spec)
             if group is None:
                 raise TypeError(f"chunk task {key} holds no ChunkGroup")
             self.groups[key] = group
             self._tasks[group.run] += 1
-            self._park(key)
-        self._kick()
+            self._restrict(key)
 
     @_guarded
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
-        if not _is_chunk_task(key) or key not in self.groups:
+        if key not in self.groups:
             return
         if finish == "forgotten":
             self.router.discard(key)
@@ -111,9 +110,11 @@ class GpuflowPlugin(SchedulerPlugin):
             self.router.finished(key, _compute_seconds(kwargs.get("startstops") or ()))
         elif finish == "erred":
             self.router.discard(key)
-        elif finish == "released" and key in self.scheduler.tasks:
-            self._park(key)  # its worker is gone, while running it or holding its result
-        if start == "processing" or finish == "released":
+        elif finish == "released":
+            self._restrict(key)  # its worker is gone, while running it or holding its result; or it is not wanted any more
+        elif finish == "no-worker":
+            self._park(key)  # here and not above: what is released may be wanted again later, or never
+        if start == "processing" or finish == "no-worker":
             self._kick()
 
     @_guarded
@@ -130,15 +131,36 @@ class GpuflowPlugin(SchedulerPlugin):
 
     # -- parking and releasing --------------------------------------------------------------------------------------------------
 
-    def _park(self, key: Any) -> None:
-        group = self.groups[key]
-        holders = frozenset([group.node]) if group.node else self.inventory.common_holders(_array(group), group.chunks)
+    def _holders(self, group: ChunkGroup) -> frozenset[str]:
+        return frozenset([group.node]) if group.node else self.inventory.common_holders(_array(group), group.chunks)
+
+    def _live(self) -> set[str]:
+        return {info.node for info in self.nodes.values()}
+
+    def _restrict(self, key: Any) -> None:
+        """Where the task may run: nowhere until it is released, or in strict mode on its holders' workers."""
+        addresses: set[str] = set()
         if self.routing == "strict":
+            holders = self._holders(self.groups[key])
             addresses = {address for address, info in self.nodes.items() if info.node in holders}
-            self.scheduler.tasks[key].worker_restrictions = addresses or set(PARKED)
-            return
-        self.scheduler.tasks[key].worker_restrictions = set(PARKED)
-        self.router.park(Waiting(key, group.run, holders, group.nbytes, group.work, group.movable))
+        self.scheduler.tasks[key].worker_restrictions = addresses or set(PARKED)
+
+    def _park(self, key: Any) -> None:
+        if self.routing == "late":
+            group = self.groups[key]
+            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, group.work, group.movable))
+
+    def _stuck(self) -> list[Any]:
+        """Strict mode's tasks that no worker may take."""
+        states = ((key, self.scheduler.tasks.get(key)) for key in self.groups)
+        return [key for key, task in states if task is not None and task.state == "no-worker"]
+
+    def _stranded(self) -> list[Any]:
+        """Tasks that wait for a node which is not there."""
+        live = self._live()
+        if self.routing == "late":
+            return self.router.stranded(live)
+        return [key for key in self._stuck() if not self._holders(self.groups[key]) & live]
 
     def _kick(self, delay: float = 0.0) -> None:
         if not self._due and self.routing == "late":
@@ -191,9 +213,14 @@ class GpuflowPlugin(SchedulerPlugin):
             await self._sync(worker)
         except OSError:  # it went away again; when it comes back it is asked again
             logger.info("worker %s left before it reported its chunks", worker)
+        except Exception as error:  # noqa: BLE001 - nobody awaits this
+            self._break("_sync", error)
         self._kick()
 
     async def _sync(self, worker: str) -> None:
+        """Read what the worker's node committed since it was last asked. OSError when the worker is gone."""
+        if worker not in self.nodes:
+            raise OSError(f"worker {worker} has left")
         node = self.nodes[worker].node
         report = await self.scheduler.rpc(worker).gf_changes(since=self._cursors.get(node, 0))
         for dataset, array, chunks, generations in report["arrays"]:
@@ -204,9 +231,17 @@ class GpuflowPlugin(SchedulerPlugin):
 
     def _rehome(self) -> None:
         """Parked tasks whose holders are now known otherwise go to the queue where they belong."""
-        for key in self.router.stranded({info.node for info in self.nodes.values()}):
-            self._park(key)
+        if self.routing == "late":
+            for key in self.router.stranded(self._live()):
+                self._park(key)
+            return
+        stuck = self._stuck()
+        for key in stuck:
+            self._restrict(key)
+        free = {key: "processing" for key in stuck if self.scheduler.tasks[key].worker_restrictions != PARKED}
+        self.scheduler.transitions(free, stimulus_id=f"gpuflow-rehome-{time.time()}")
 
+    @_guarded
     def handle_delta(self, worker: str, node: str, commits: list[Any], transfer: tuple[int, float]) -> None:
         """A worker committed chunks: [(dataset, array, chunks, generations), ...]; it fetched `transfer` = (bytes, seconds)."""
         for dataset, array, chunks, generations in commits:
@@ -217,9 +252,19 @@ class GpuflowPlugin(SchedulerPlugin):
 
     async def handle_sync(self) -> None:
         """Read what every node committed since it was last asked: another cluster may have used the same roots."""
-        one_each = {info.node: address for address, info in self.nodes.items()}
-        for address in one_each.values():
-            await self._sync(address)
+        synced = set()
+        for address, info in list(self.nodes.items()):
+            if info.node in synced:
+                continue
+            try:
+                await self._sync(address)
+                synced.add(info.node)
+            except OSError:  # another worker of its node is asked, or its next one when it joins
+                logger.info("worker %s did not report its chunks", address)
+
+    async def handle_drop(self, dataset: str) -> None:
+        """A dataset was removed from the nodes."""
+        self.inventory.drop(dataset)
 
     async def handle_info(self) -> Mapping[str, Any]:
         """Version, mode, and the nodes with their workers."""
@@ -251,12 +296,11 @@ class GpuflowPlugin(SchedulerPlugin):
 
     async def handle_run(self, run: str) -> Mapping[str, Any]:
         """How a run fares: what broke, why its chunks went where, its stranded tasks."""
-        stranded = self.router.stranded({info.node for info in self.nodes.values()})
         return {
             "broken": self.broken,
             "reasons": dict(self.reasons[run]),
             "idle_seconds": self.idle_seconds[run],
-            "stranded": [key for key in stranded if self.groups[key].run == run],
+            "stranded": [key for key in self._stranded() if self.groups[key].run == run],
         }
 
 
@@ -265,11 +309,14 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     plugin = GpuflowPlugin(scheduler)
     scheduler.handlers["gf_sync"] = plugin.handle_sync
     scheduler.handlers["gf_info"] = plugin.handle_info
+    scheduler.handlers["gf_drop"] = plugin.handle_drop
     scheduler.handlers["gf_locate"] = plugin.handle_locate
     scheduler.handlers["gf_holders"] = plugin.handle_holders
     scheduler.handlers["gf_run"] = plugin.handle_run
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
     scheduler.add_plugin(plugin)
+    for worker in list(scheduler.workers):  # a restarted scheduler may have been found before it had the plugin
+        plugin.add_worker(scheduler, worker)
     return plugin
 
 

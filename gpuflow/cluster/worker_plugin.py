@@ -71,9 +71,7 @@ class NodeRuntime:
         damaged: ChunkCorrupt | None = None
         for address in addresses:
             try:
-                answer = self._wait(
-                    self.worker.rpc(address).gf_get_chunk, dataset=dataset, array=array, chunk=chunk, run=run
-                )
+                answer = self._wait(self.worker.rpc(address).gf_get_chunk, dataset=dataset, array=array, chunk=chunk, run=run)
             except (OSError, TimeoutError):
                 continue
             if "replica" not in answer:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -47,12 +48,23 @@ class NodesOnDisk:
 
 def records(nodes: Nodes) -> dict[str, DatasetRecord]:
     """Every dataset's newest record, by name."""
+    return {name: record for name, record in _newest(nodes).items() if record.state != "removed"}
+
+
+def fresh(nodes: Nodes, record: DatasetRecord) -> DatasetRecord:
+    """The first record of a new dataset: above that of one of the same name that was removed, and dated."""
+    removed = _newest(nodes).get(record.name)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(record, version=removed.version + 1 if removed else 1, created=created)
+
+
+def _newest(nodes: Nodes) -> dict[str, DatasetRecord]:
     newest: dict[str, DatasetRecord] = {}
     for known in nodes.each_node(_records).values():
         for record in known:
             if record.name not in newest or record.version > newest[record.name].version:
                 newest[record.name] = record
-    return dict(sorted((name, record) for name, record in newest.items() if record.state != "removed"))
+    return dict(sorted(newest.items()))
 
 
 def find(nodes: Nodes, name: str) -> DatasetRecord:

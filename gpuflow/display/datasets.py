@@ -67,7 +67,9 @@ def dataset_details(record: DatasetRecord, tables: Mapping[str, ChunkTable]) -> 
 
 def details_view(details: Mapping[str, Any]) -> RenderableType:
     """`dataset_details` for `Console.print`."""
-    head = Text(f"{details['name']}  {details['state']}, {format_nbytes(details['nbytes'])}, made from {details['origin']}", style="bold")
+    head = Text(
+        f"{details['name']}  {details['state']}, {format_nbytes(details['nbytes'])}, made from {details['origin']}", style="bold"
+    )
     arrays = Table(box=None, header_style="bold")
     for column in ("array", "shape", "dtype", "chunks", "dims", "codecs", "stored"):
         arrays.add_column(column)

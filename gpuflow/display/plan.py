@@ -25,7 +25,12 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[s
             "carried": array.carried,
             "waits_for_statistics": array.first_unresolved() is not None,
             "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
-            "chunks": {"total": array.source.grid.size, "pending": len(part.pending), "skipped": part.skipped, "lost": len(part.lost)},
+            "chunks": {
+                "total": array.source.grid.size,
+                "pending": len(part.pending),
+                "skipped": part.skipped,
+                "lost": len(part.lost),
+            },
             "chunk_nbytes": array.source.chunk_nbytes,
             "read_nbytes": part.pending_nbytes,
             "by_node": {node: int(count) for node, count in zip(part.table.nodes, held, strict=True) if count},

@@ -27,8 +27,10 @@ _GROUP_NBYTES = 64 * 2**20  # staged bytes that are committed together: enough t
 class Job(Protocol):
     """What is done to a chunk. Pickled into every task of a run, so it is small; `process` runs in worker threads."""
 
-    records: tuple[DatasetRecord, ...]
-    """The datasets that it reads and writes, for nodes that have not heard of them."""
+    @property
+    def records(self) -> tuple[DatasetRecord, ...]:
+        """The datasets that it reads and writes, for nodes that have not heard of them."""
+        ...
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Do one chunk: read through the lane, stage what comes out with it."""

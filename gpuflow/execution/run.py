@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import xxhash
@@ -29,7 +28,7 @@ from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.reductions.moments import Moments
-from gpuflow.reductions.tree import root
+from gpuflow.reductions.tree import Node, root
 from gpuflow.steps.base import MomentsRequest
 from gpuflow.storage.record import DatasetRecord
 
@@ -48,9 +47,11 @@ def prepare(nodes: Nodes, spec: PipelineSpec, *, stack: bool = False) -> tuple[P
         return plan, source
     record, there = plan.output_record(), known.get(plan.target)
     if there is None:
-        return plan, replace(record, created=datetime.now(UTC).isoformat(timespec="seconds"))
+        return plan, catalog.fresh(nodes, record)
     if dict(there.origin) != dict(record.origin) or there.arrays != record.arrays:
-        raise NameTaken(there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`")
+        raise NameTaken(
+            there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`"
+        )
     return plan, there
 
 
@@ -73,7 +74,9 @@ def _statistics_key(nodes: Nodes, plan: Plan, array: ArrayPlan, number: int, req
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
     table = catalog.chunk_table(nodes, plan.source.name, array.path, array.source.grid.size)
     content = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
-    return fingerprint({"moments": list(request.keep), "steps": steps_as_data(array.steps[:number]), "array": array.path, "of": content})
+    return fingerprint(
+        {"moments": list(request.keep), "steps": steps_as_data(array.steps[:number]), "array": array.path, "of": content}
+    )
 
 
 def _resolve(plan: Plan, array: ArrayPlan, number: int, moments: Moments) -> ArrayPlan:
@@ -170,13 +173,13 @@ def _moments(run: _Run, plan: Plan, array: ArrayPlan, number: int, request: Mome
     table = catalog.chunk_table(run.connection, plan.source.name, array.path, grid.size)
     everything = plan_chunks(array, "00" * 16, table, catalog.merge({}, grid.size))
     _record_lost(run, everything)
-    job = StatisticsJob((plan.source,), array.steps[:number], request)
+    job: Job = StatisticsJob((plan.source,), array.steps[:number], request)
     groups = _groups(run, everything, [0] * grid.size, movable=True)
     result = run.submit("statistics", [(group, job) for group in groups])
     run.statistics_chunks += result.tally.done
     if run.outcome.tally.failures or result.interrupted:
         return None
-    partial = {node: moments for value in result.values for node, moments in value.items()}
+    partial: dict[Node, Moments] = {node: moments for value in result.values for node, moments in value.items()}
     return root(partial, grid.size, Moments.merge)
 
 

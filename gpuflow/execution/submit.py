@@ -79,7 +79,7 @@ class Submission:
         self._progress.begin(self._title, sum(len(group.chunks) for group, _ in work))
         if not work:
             return self.outcome
-        self._connection.client.run(_warm_up)
+        self._connection.client.run(_warm_up, work[0][1])
         futures = self._submit([(group, job, 1) for group, job in work])
         pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
         asked = time.monotonic()
@@ -147,7 +147,12 @@ class Submission:
         for key in [key for key, since in self._stranded.items() if now - since > self._patience and key in self._work]:
             group, job, _ = self._work.pop(key)
             for chunk in group.chunks:
-                self._fail(group, job, chunk, str(ChunkLost(f"{group.dataset}/{group.array} number {chunk}", [group.node or "all nodes"])))
+                self._fail(
+                    group,
+                    job,
+                    chunk,
+                    str(ChunkLost(f"{group.dataset}/{group.array} number {chunk}", [group.node or "all nodes"])),
+                )
             self._connection.client.cancel([future for future in pending.futures if future.key == key])
 
     def _ask(self) -> dict[str, Any]:
@@ -162,8 +167,8 @@ class Submission:
             self._work.clear()
 
 
-def _warm_up() -> None:
-    """Importing this function loads what tasks need on a worker, so that no first task looks slow for it."""
+def _warm_up(job: Job) -> None:
+    """Receiving the job loads what its tasks need on a worker, so that no first task looks slow for it."""
 
 
 def _part(group: ChunkGroup, chunks: Sequence[int]) -> ChunkGroup:

@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from gpuflow.datasets import catalog
 from gpuflow.datasets.placement import assign
 from gpuflow.errors import ConfigError, NameTaken, Problem, SourceError
 from gpuflow.execution.groups import group_chunks
-from gpuflow.execution.lane import Lane
+from gpuflow.execution.lane import Job, Lane
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import Progress, Silent, Submission
 from gpuflow.objectstore.sources.base import Layout, Source
@@ -50,10 +50,7 @@ class IngestJob:
             return lane.skip()
         path = self.source.path(group.array, chunk) if self.link else None
         with lane.tally.timed("read"):
-            if self.link:
-                data = read_file(path) if path is not None else None
-            else:
-                data = self.source.read(group.array, chunk)
+            data = self._read(group.array, chunk, path)
         lane.tally.read += len(data or b"")
         lane.tally.local_chunks += 1
         replica, here = lane.output(group.dataset, chunk, data or b"", wanted, inputs)
@@ -65,6 +62,11 @@ class IngestJob:
             else:
                 staged = lane.store.stage(replica, data, replaces=here)
         lane.add(staged)
+
+    def _read(self, array: str, chunk: int, path: Path | None) -> bytes | None:
+        if self.link:
+            return read_file(path) if path is not None else None
+        return self.source.read(array, chunk)
 
     def result(self, lane: Lane) -> None:
         """Everything is in the manifest."""
@@ -85,7 +87,7 @@ def ingest_source(
     catalog.publish(connection, record)
     run_id = uuid.uuid4().hex[:12]
     made_by = fingerprint({"ingest": source.identity()})
-    job = IngestJob((record,), source, made_by, link)
+    job: Job = IngestJob((record,), source, made_by, link)
     groups = [group for path in record.arrays for group in _groups(connection, record, path, run_id, made_by, nodes)]
     outcome = Submission(connection, "ingest", run_id, progress or Silent()).execute([(group, job) for group in groups])
     if record.state != "ready" and not outcome.tally.failures and not outcome.interrupted:
@@ -121,10 +123,11 @@ def _record(connection: Connection, source: Source, layout: Layout, name: str) -
     origin = {"kind": "ingest", "location": source.location, "identity": source.identity()}
     arrays = {path: metadata.document for path, metadata in layout.arrays.items()}
     if there is None:
-        created = datetime.now(UTC).isoformat(timespec="seconds")
-        return DatasetRecord(name=name, arrays=arrays, groups=layout.groups, origin=origin, created=created)
+        return catalog.fresh(connection, DatasetRecord(name=name, arrays=arrays, groups=layout.groups, origin=origin))
     if there.transforms:
-        raise NameTaken(name, "was changed in place since it was ingested; ingest under another name, or remove it with `gpuflow remove`")
+        raise NameTaken(
+            name, "was changed in place since it was ingested; ingest under another name, or remove it with `gpuflow remove`"
+        )
     if dict(there.origin) != origin:
         same = there.origin.get("location") == source.location
         reason = "was ingested from this source with other options or other content" if same else "exists already"
@@ -186,3 +189,4 @@ def remove_dataset(connection: Connection, name: str) -> None:
     """Delete a dataset from every live node; a node that is away deletes it when it is back. NotFound when there is none."""
     record = catalog.find(connection, name)
     catalog.publish(connection, record.next(state="removed", arrays={}, groups={}, statistics={}, transforms=()))
+    connection.ask("gf_drop", dataset=name)
