@@ -21,7 +21,7 @@ from gpuflow.settings import scheduler_address, store_root
 
 T = TypeVar("T")
 
-_CONNECT_SECONDS = 15.0
+_CONNECT_SECONDS = 10.0
 _WORKERS_SECONDS = 90.0  # for all embedded workers to join: processes that import in parallel on few cores
 
 

@@ -6,7 +6,7 @@ estimated to cost more than shipping its bytes. The estimates come from measured
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -68,7 +68,11 @@ class Rates:
 
     def compute_seconds(self, task: Waiting) -> float:
         """Expected seconds of a task."""
-        return task.work * self.compute.get(task.run, 1 / _FIRST_COMPUTE)
+        return task.work * self.compute_rate(task.run)
+
+    def compute_rate(self, run: str) -> float:
+        """Expected seconds per unit of work of `run`."""
+        return self.compute.get(run, 1 / _FIRST_COMPUTE)
 
     def transfer_seconds(self, nbytes: int) -> float:
         """Expected seconds to ship `nbytes` to another node."""
@@ -85,13 +89,37 @@ class Rates:
             self.transfer = (1 - _WEIGHT) * self.transfer + _WEIGHT * seconds / nbytes
 
 
+@dataclass(slots=True)
+class _Queue:
+    """Parked tasks with the same holders, in the order in which they came. work: their work by run, kept up so that a look at the
+    backlog does not cost a pass over the tasks (that made 10^5 of them quadratic)."""
+
+    tasks: OrderedDict[object, Waiting] = field(default_factory=OrderedDict)
+    work: Counter[str] = field(default_factory=Counter)
+
+    def add(self, task: Waiting) -> None:
+        self.tasks[task.key] = task
+        self.work[task.run] += task.work
+
+    def remove(self, task: Waiting) -> None:
+        del self.tasks[task.key]
+        self.work[task.run] -= task.work
+
+    def first(self) -> Waiting:
+        return next(iter(self.tasks.values()))
+
+    def last(self) -> Waiting:
+        return next(reversed(self.tasks.values()))
+
+
 class Router:
     """The parked tasks, queued by holder set, and those on their way."""
 
     def __init__(self) -> None:
         self.rates = Rates()
-        self._queues: dict[frozenset[str], deque[Waiting]] = {}
+        self._queues: dict[frozenset[str], _Queue] = {}  # none is empty
         self._waiting: dict[object, Waiting] = {}
+        self._parked: Counter[str] = Counter()  # run -> its parked tasks
         self._flying: dict[object, tuple[Waiting, str]] = {}  # released and not finished: task, node it went to
         self._shares: dict[tuple[str, str], float] = {}  # (run, node) -> work that is local to it, as it was parked
         self._done: dict[tuple[str, str], float] = {}  # (run, node) -> work that it has finished
@@ -103,7 +131,7 @@ class Router:
 
     def waiting_runs(self) -> set[str]:
         """Runs with parked tasks."""
-        return {task.run for task in self._waiting.values()}
+        return set(self._parked)
 
     def park(self, task: Waiting) -> None:
         """Queue `task` behind those with the same holders. Parking a task again moves it to where it now belongs."""
@@ -112,11 +140,13 @@ class Router:
                 self._shares[task.run, node] = self._shares.get((task.run, node), 0.0) + task.work / len(task.holders)
         self.discard(task.key)
         self._waiting[task.key] = task
-        self._queues.setdefault(task.holders, deque()).append(task)
+        self._parked[task.run] += 1
+        self._queues.setdefault(task.holders, _Queue()).add(task)
 
     def discard(self, key: object) -> None:
         """Forget a task that ended in whatever way."""
-        self._waiting.pop(key, None)  # its queue entry is passed over when its turn comes
+        if key in self._waiting:
+            self._take(self._waiting[key])
         self._flying.pop(key, None)
 
     def finished(self, key: object, seconds: float) -> None:
@@ -137,7 +167,7 @@ class Router:
     def stranded(self, live: Iterable[str]) -> list[object]:
         """Parked tasks none of whose holders is among the `live` nodes."""
         alive = set(live)
-        return [task.key for holders in self._queues if not holders & alive for task in self._current(holders)]
+        return [key for holders, queue in self._queues.items() if not holders & alive for key in queue.tasks]
 
     def release(self, workers: Sequence[WorkerView]) -> list[Release]:
         """What to start now. Ties go to the worker with the fewest tasks, then to the smaller address."""
@@ -153,11 +183,11 @@ class Router:
         for node in sorted(by_node):
             queues = sorted((h for h in self._queues if node in h), key=lambda h: (len(h), sorted(h)))
             for holders in queues:  # what only this node can do comes before what others could do too
-                while True:
+                while holders in self._queues:
                     worker = min(by_node[node], key=lambda w: (load[w.address] / w.threads, w.address))
-                    if load[worker.address] >= DEPTH * worker.threads or (task := self._next(holders)) is None:
+                    if load[worker.address] >= DEPTH * worker.threads:
                         break
-                    released.append(self._send(task, worker, load, LOCAL))
+                    released.append(self._send(self._queues[holders].first(), worker, load, LOCAL))
         return released
 
     def _ship(self, workers: Sequence[WorkerView], load: dict[str, int]) -> list[Release]:
@@ -175,25 +205,25 @@ class Router:
             worth = {
                 holders: gain
                 for holders, seconds in backlog.items()
-                if holders & live and worker.node not in holders and (gain := self._gain(holders, seconds, worker, threads)) > 0
+                if holders in self._queues and holders & live and worker.node not in holders and (gain := self._gain(holders, seconds, worker, threads)) > 0
             }
             if not worth:
                 continue
             holders = max(worth, key=lambda holders: (worth[holders], sorted(holders)))
-            task = self._queues[holders].pop()
+            task = self._queues[holders].last()
             backlog[holders] -= self.rates.compute_seconds(task)
             released.append(self._send(task, worker, load, HOT_NODE))
         return released
 
     def _gain(self, holders: frozenset[str], backlog: float, worker: WorkerView, threads: Mapping[str, int]) -> float:
         """Seconds by which the last task of a queue would begin earlier on `worker`, less what that has to be worth."""
-        task = self._peek_last(holders)
-        if task is None or not task.movable:
+        task = self._queues[holders].last()
+        if not task.movable:
             return 0.0
         own = self.rates.compute_seconds(task)
         wait = (backlog - own) / sum(threads.get(node, 0) for node in holders)
         gain = wait - self.rates.transfer_seconds(task.nbytes) - _MARGIN_TASKS * own
-        share = sum(self._shares.get((task.run, node), 0.0) / threads[node] for node in holders if node in threads)
+        share = sum(self._shares.get((task.run, node), 0.0) / threads[node] for node in sorted(holders) if node in threads)
         if share > _EQUAL_SHARES * self._shares.get((task.run, worker.node), 0.0) / threads[worker.node]:
             return gain
         done = self._done.get((task.run, worker.node), 0.0) / threads[worker.node]
@@ -204,34 +234,25 @@ class Router:
         flying: dict[str, float] = {}
         for task, node in self._flying.values():
             flying[node] = flying.get(node, 0.0) + self.rates.compute_seconds(task)
-        totals = {}
-        for holders in list(self._queues):
-            waiting = sum(self.rates.compute_seconds(task) for task in self._current(holders))
-            if waiting:
-                totals[holders] = waiting + sum(flying.get(node, 0.0) for node in holders)
-            elif not self._current(holders):
-                del self._queues[holders]
-        return totals
+        return {
+            holders: sum(work * self.rates.compute_rate(run) for run, work in queue.work.items())
+            + sum(flying.get(node, 0.0) for node in sorted(holders))
+            for holders, queue in self._queues.items()
+        }
 
     def _send(self, task: Waiting, worker: WorkerView, load: dict[str, int], reason: str) -> Release:
-        del self._waiting[task.key]
+        self._take(task)
         self._flying[task.key] = (task, worker.node)
         load[worker.address] += 1
         return Release(task.key, worker.address, reason)
 
-    def _current(self, holders: frozenset[str]) -> list[Waiting]:
-        return [task for task in self._queues[holders] if self._waiting.get(task.key) is task]
-
-    def _next(self, holders: frozenset[str]) -> Waiting | None:
-        queue = self._queues[holders]
-        while queue:
-            task = queue.popleft()
-            if self._waiting.get(task.key) is task:
-                return task
-        return None
-
-    def _peek_last(self, holders: frozenset[str]) -> Waiting | None:
-        queue = self._queues[holders]
-        while queue and self._waiting.get(queue[-1].key) is not queue[-1]:
-            queue.pop()
-        return queue[-1] if queue else None
+    def _take(self, task: Waiting) -> None:
+        """Out of its queue, which goes with its last task."""
+        del self._waiting[task.key]
+        self._parked[task.run] -= 1
+        if not self._parked[task.run]:
+            del self._parked[task.run]
+        queue = self._queues[task.holders]
+        queue.remove(task)
+        if not queue.tasks:
+            del self._queues[task.holders]

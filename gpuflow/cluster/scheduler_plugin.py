@@ -38,7 +38,7 @@ def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
     def call(self: GpuflowPlugin, *args: Any, **kwargs: Any) -> None:
         try:
             hook(self, *args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run must not go on
             self._break(hook.__name__, error)
 
     return call

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import xxhash
 
-from gpuflow.errors import StoreError
+from gpuflow.errors import GpuflowError, StoreError
 
 DIGEST_NBYTES = 16
 
@@ -28,16 +28,17 @@ def write_file(path: Path, data: bytes | memoryview, durable: bool = True) -> No
     """Create `path` with `data`, fsynced when durable. FileExistsError when it is there. A failed write leaves no file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
-        view = memoryview(data).cast("B")
-        while len(view):
-            view = view[os.write(descriptor, view) :]
-        if durable:
-            os.fsync(descriptor)
+        try:
+            view = memoryview(data).cast("B")
+            while len(view):
+                view = view[os.write(descriptor, view) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)  # a network file system may report the full disk here
     except BaseException:
-        os.close(descriptor)
         os.unlink(path)
         raise
-    os.close(descriptor)
 
 
 def read_file(path: Path) -> bytes:
@@ -76,25 +77,38 @@ def make_directories(path: Path, durable: bool = True) -> None:
             sync_directories([directory.parent])
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: temporary beside it, fsync, rename, fsync of the directory."""
+def write_durably(path: Path, data: bytes, temporary: Path | None = None) -> None:
+    """Replace `path` by `data`: temporary (beside it unless given), fsync, rename, fsync of the directory. A failure leaves none."""
     make_directories(path.parent)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    temporary = temporary or path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     write_file(temporary, data)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
     sync_directories([path.parent])
+
+
+_REASONS = {
+    errno.ENOSPC: ("the disk is full", "free some space and run again: what is committed is kept"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space and run again: what is committed is kept"),
+    errno.EACCES: ("not writable ({})", "choose another root or mend its permissions"),
+    errno.EPERM: ("not writable ({})", "choose another root or mend its permissions"),
+    errno.EROFS: ("not writable ({})", "choose another root or mend its permissions"),
+    errno.ENOTDIR: ("a file is where a folder should be", "choose another root, or move the file away"),
+    errno.EEXIST: ("a file is where a folder should be", "choose another root, or move the file away"),
+    errno.EXDEV: ("the file to link is on another file system", "put the store on the same one, or copy instead of linking"),
+}
 
 
 @contextlib.contextmanager
 def store_errors(root: Path) -> Iterator[None]:
-    """Turn the operating system's errors about space and permission into StoreError, which says what to do."""
+    """Turn the operating system's errors into StoreError, which says what to do about the common ones."""
     try:
         yield
-    except OSError as error:
-        if isinstance(error, StoreError):
-            raise
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(str(root), "the disk is full", "free some space and run again: what is committed is kept") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(str(root), f"not writable ({error.strerror})", "choose another root or mend its permissions") from error
+    except GpuflowError:
         raise
+    except OSError as error:
+        reason, hint = _REASONS.get(error.errno or 0, (str(error), ""))
+        raise StoreError(str(root), reason.format(error.strerror), hint) from error

@@ -15,8 +15,8 @@ import numpy as np
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.grid import Grid
 
-_DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-_DTYPES += ("float16", "float32", "float64", "complex64", "complex128")
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+_DTYPES = ("bool", *_INTEGERS, "float16", "float32", "float64", "complex64", "complex128")
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from gpuflow.storage.metadata import ArrayMetadata
 class DatasetRecord:
     """`arrays` and `groups` map a path in the hierarchy to the content of its `zarr.json` / its attributes.
 
-    state: "writing" until every chunk is committed, then "ready".
+    state: "writing" until every chunk is committed, then "ready"; "removed" is a tombstone.
     origin: what it was made from, in words that are compared for equality (an ingest's identity, a pipeline's fingerprint).
-    transforms: the in-place pipelines applied so far, oldest first, each {"declared", "fingerprint", "steps"}; the steps carry their
-    resolved parameters, so that a resumed run applies the very same numbers.
+    transforms: the in-place pipelines applied so far, oldest first, each {"declared", "fingerprint", "steps"}; the steps carry
+    their resolved parameters, so that a resumed run applies the very same numbers.
     statistics: results that a later pipeline may reuse, by the digest of what they were computed from."""
 
     name: str

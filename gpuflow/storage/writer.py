@@ -1,7 +1,8 @@
 """A process's right to write in a store root, and how others see that it is gone.
 
-Each writer has a folder `staging/<writer>/` for its temporary files, with a lock file that it holds (flock) while it lives. The kernel
-releases the lock when the process dies, however it dies, so a writer whose lock can be taken is dead, and its work can be settled."""
+Each writer has a folder `staging/<writer>/` for its temporary files, with a lock file that it holds (flock) while it lives. The
+kernel releases the lock when the process dies, however it dies, so a writer whose lock can be taken is dead, and its work can be
+settled. A lock on `staging/` itself keeps the making of a writer and the settling of dead ones apart."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -20,12 +21,11 @@ class Writer:
 
     def __init__(self, root: Path) -> None:
         self.name = uuid.uuid4().hex
-        staging = root / "staging"
-        staging.mkdir(exist_ok=True)
-        hidden = staging / f".{self.name}"  # appears under its name only once it is locked
-        hidden.mkdir()
-        self._lock = _take(hidden / "lock")
-        self.folder = hidden.rename(staging / self.name)
+        self.folder = root / "staging" / self.name
+        self.folder.parent.mkdir(exist_ok=True)
+        with _locked(self.folder.parent, fcntl.LOCK_SH):
+            self.folder.mkdir()
+            self._lock: int | None = _take(self.folder / "lock")
         self._numbers = count()
 
     def temporary(self) -> Path:
@@ -33,8 +33,11 @@ class Writer:
         return self.folder / str(next(self._numbers))
 
     def close(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self._lock)
+        """Temporary files go. Closing twice is harmless."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(lock)
 
 
 def _take(path: Path) -> int:
@@ -49,19 +52,29 @@ def _take(path: Path) -> int:
 
 
 @contextmanager
-def dead_writers(root: Path) -> Iterator[list[str]]:
-    """Names of the writers in `root` that died. They are held meanwhile, so that one process settles each; their temporary files
-    go when the block ends without an error."""
-    held: dict[str, int] = {}
+def _locked(folder: Path, kind: int) -> Iterator[None]:
+    """Hold `folder` shared or alone; waits for those who hold it otherwise."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for folder in sorted((root / "staging").glob("[0-9a-f]*")):
-            try:
-                held[folder.name] = _take(folder / "lock")
-            except (BlockingIOError, FileNotFoundError):
-                continue
-        yield list(held)
-        for name in held:
-            shutil.rmtree(root / "staging" / name, ignore_errors=True)
+        fcntl.flock(descriptor, kind)
+        yield
     finally:
-        for descriptor in held.values():
-            os.close(descriptor)
+        os.close(descriptor)
+
+
+@contextmanager
+def dead_writers(root: Path) -> Iterator[list[str]]:
+    """Names of the writers in `root` that died. One process at a time has them; their temporary files go when the block ends without
+    an error. No writer can be made inside the block."""
+    held: dict[str, int] = {}
+    with _locked(root / "staging", fcntl.LOCK_EX):
+        try:
+            for folder in sorted((root / "staging").iterdir()):
+                with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError):
+                    held[folder.name] = _take(folder / "lock")
+            yield list(held)
+            for name in held:
+                shutil.rmtree(root / "staging" / name, ignore_errors=True)
+        finally:
+            for descriptor in held.values():
+                os.close(descriptor)

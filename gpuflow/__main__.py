@@ -1,0 +1,5 @@
+"""`python -m gpuflow`: the command line."""
+
+from gpuflow.cli import main
+
+main()
