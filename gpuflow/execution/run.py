@@ -177,6 +177,7 @@ def _moments(run: _Run, plan: Plan, array: ArrayPlan, number: int, request: Mome
     groups = _groups(run, everything, [0] * grid.size, movable=True)
     result = run.submit("statistics", [(group, job) for group in groups])
     run.statistics_chunks += result.tally.done
+    run.outcome.tally.by_node.clear()  # it counts chunks of the output
     if run.outcome.tally.failures or result.interrupted:
         return None
     partial: dict[Node, Moments] = {node: moments for value in result.values for node, moments in value.items()}

@@ -4,6 +4,7 @@ GPUFLOW_KILLS: how many times everything is killed (default 3; ten and more by h
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -113,3 +114,23 @@ def test_everything_killed_mid_run_in_place_is_applied_exactly_once(tmp_path: Pa
     assert result.returncode == 0, result.stdout + result.stderr
     assert set(generations(root, "data")) == {2}
     np.testing.assert_allclose(read_embedded(root, "data", "data"), expected(values), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_an_ingest_killed_mid_way_continues(tmp_path: Path, values: np.ndarray) -> None:
+    root = tmp_path / "root"
+    command = [sys.executable, "-m", "gpuflow", "ingest", str(tmp_path / "source.npy"), "data", "--chunk-samples", "4"]
+    command += ["--nodes", "2", "--root", str(root), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while not existing_roots(root) or len(generations(root, "data")) < CHUNKS // 4:
+        time.sleep(0.003)
+        assert process.poll() is None, "the ingest ended before it could be killed"
+    kill_tree(process)
+    there = len(generations(root, "data"))
+    assert there < CHUNKS
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    chunks = json.loads(result.stdout)["chunks"]
+    assert chunks["skipped"] >= there  # commits that were announced before the kill may have been completed since
+    assert chunks["done"] + chunks["skipped"] == CHUNKS
+    np.testing.assert_array_equal(read_embedded(root, "data", "data"), values)
