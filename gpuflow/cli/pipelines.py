@@ -37,14 +37,15 @@ def plan(
     """Show what a pipeline would do, array by array. Only metadata is read."""
     from gpuflow.backends.select import select_device
     from gpuflow.display.plan import plan_details, plan_view
-    from gpuflow.execution.run import look_up_statistics, plan_all_chunks, prepare
+    from gpuflow.execution import statistics
+    from gpuflow.execution.run import plan_all_chunks, prepare
     from gpuflow.pipelines.load import load_pipeline
 
     spec = load_pipeline(file)
     chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
         checked, _ = prepare(where, spec, stack=stack)
-        checked, _ = look_up_statistics(where, checked)
+        checked, _ = statistics.look_up(where, checked)
         details = plan_details(checked, plan_all_chunks(where, checked), chosen)
     show(plan_view(details), details, as_json)
 

@@ -42,7 +42,7 @@ class Inventory:
     def holders(self, array: ArrayName, chunks: Iterable[int]) -> list[frozenset[str]]:
         """Holder set of each of `chunks`; empty for one nobody reported."""
         holders, _ = self._columns.get(array, (np.zeros(0, np.uint32), None))
-        return [self._sets[holders[chunk]] if chunk < len(holders) else frozenset() for chunk in chunks]
+        return [self._sets[holders[chunk]] if 0 <= chunk < len(holders) else frozenset() for chunk in chunks]
 
     def common_holders(self, array: ArrayName, chunks: Iterable[int]) -> frozenset[str]:
         """Nodes that hold every one of `chunks`."""

@@ -22,7 +22,7 @@ from gpuflow.settings import store_root
 @click.option("--node-name", default=None, help="Name of a new node; the default is the host's name.")
 def dask_setup(server: Any, root: Path | None, node_name: str | None) -> None:
     """gpuflow's part of a Dask scheduler or worker."""
-    if os.environ.pop("GPUFLOW_LIFELINE", None):  # taken away: a nanny's worker has no lifeline of its own and dies with the nanny
+    if os.environ.pop("GPUFLOW_LIFELINE", None):  # taken out: a nanny's worker has no lifeline, it dies with the nanny
         _die_with_parent()
     try:
         if isinstance(server, Scheduler):

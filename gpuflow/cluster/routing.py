@@ -129,6 +129,11 @@ class Router:
         """Number of parked tasks."""
         return len(self._waiting)
 
+    @property
+    def stalled(self) -> bool:
+        """Tasks are parked and none is on its way: no end of a task will give the occasion to release the next one."""
+        return bool(self._waiting) and not self._flying
+
     def waiting_runs(self) -> set[str]:
         """Runs with parked tasks."""
         return set(self._parked)
@@ -205,7 +210,7 @@ class Router:
             worth = {
                 holders: gain
                 for holders, seconds in backlog.items()
-                if holders in self._queues and holders & live and worker.node not in holders and (gain := self._gain(holders, seconds, worker, threads)) > 0
+                if holders & live and worker.node not in holders and (gain := self._gain(holders, seconds, worker, threads)) > 0
             }
             if not worth:
                 continue
@@ -213,6 +218,8 @@ class Router:
             task = self._queues[holders].last()
             backlog[holders] -= self.rates.compute_seconds(task)
             released.append(self._send(task, worker, load, HOT_NODE))
+            if holders not in self._queues:
+                del backlog[holders]
         return released
 
     def _gain(self, holders: frozenset[str], backlog: float, worker: WorkerView, threads: Mapping[str, int]) -> float:

@@ -28,7 +28,7 @@ from gpuflow.settings import routing_mode
 logger = logging.getLogger(__name__)
 
 PARKED = frozenset({"gpuflow://parked"})
-_LOOK_AGAIN_SECONDS = 0.02  # while threads idle beside parked tasks; completions look at once
+_LOOK_AGAIN_SECONDS = 0.02  # while threads idle beside parked tasks, or nothing runs that could end; completions look at once
 
 
 def _guarded(hook: Callable[..., None]) -> Callable[..., None]:
@@ -61,7 +61,8 @@ class GpuflowPlugin(SchedulerPlugin):
         self._tasks: Counter[str] = Counter()  # run -> its tasks that Dask knows
         self._cursors: dict[str, int] = {}  # node -> sequence number up to which its manifest was read
         self._idle_since: tuple[float, int, set[str]] | None = None
-        self._due = False
+        self._timer: Any = None  # of the next look
+        self._soon = False  # whether that is as soon as the event loop gets to it
         if self.routing == "strict":
             logger.warning(
                 "distributed %s is outside the tested range %s to %s: chunk tasks are restricted to their holders, nothing is shipped",
@@ -98,6 +99,8 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
         if key not in self.groups:
+            if start == "processing" and self.router.waiting:  # somebody else's task made room
+                self._kick()
             return
         if finish == "forgotten":
             self.router.discard(key)
@@ -163,20 +166,24 @@ class GpuflowPlugin(SchedulerPlugin):
         return [key for key in self._stuck() if not self._holders(self.groups[key]) & live]
 
     def _kick(self, delay: float = 0.0) -> None:
-        if not self._due and self.routing == "late":
-            self._due = True
-            self.scheduler.loop.call_later(delay, self._release)
+        """Look at what can be released: as soon as may be, also where a later look is due; or after `delay` seconds at the latest."""
+        if self.routing != "late" or (self._timer is not None and (delay or self._soon)):
+            return
+        if self._timer is not None:
+            self.scheduler.loop.remove_timeout(self._timer)
+        self._soon = not delay
+        self._timer = self.scheduler.loop.call_later(delay, self._release)
 
     @_guarded
     def _release(self) -> None:
-        self._due = False
+        self._timer = None
         workers = self._views()
         self._count_idle(workers)
         released = {} if self.broken else {r.key: "processing" for r in self.router.release(workers) if self._pin(r)}
         if released:
             self.scheduler.transitions(released, stimulus_id=f"gpuflow-release-{time.time()}")
         self._count_idle(self._views())
-        if self._idle_since is not None:
+        if self._idle_since is not None or self.router.stalled:
             self._kick(_LOOK_AGAIN_SECONDS)
 
     def _pin(self, release: Release) -> bool:
@@ -344,4 +351,4 @@ def _group_of(run_spec: Any) -> ChunkGroup | None:
 
 
 def _compute_seconds(startstops: Iterable[Mapping[str, Any]]) -> float:
-    return sum(part["stop"] - part["start"] for part in startstops if part["action"] == "compute")
+    return float(sum(part["stop"] - part["start"] for part in startstops if part["action"] == "compute"))

@@ -75,9 +75,15 @@ def find(nodes: Nodes, name: str) -> DatasetRecord:
     return known[name]
 
 
-def publish(nodes: Nodes, record: DatasetRecord) -> None:
-    """Give `record` to every node, durably."""
-    nodes.each_node(NodeStore.put_record, record)
+def publish(nodes: Nodes, record: DatasetRecord) -> bool:
+    """Give `record` to every node, durably. Whether all of them now have it: one that had another of that version keeps that one."""
+    return all(nodes.each_node(_publish, record).values())
+
+
+def _publish(store: NodeStore, record: DatasetRecord) -> bool:
+    store.put_record(record)
+    kept = store.manifest.record(record.name)
+    return kept is not None and kept.to_json() == record.to_json()
 
 
 def _records(store: NodeStore) -> list[DatasetRecord]:

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets import catalog
@@ -84,7 +82,8 @@ def ingest_source(
     layout = source.layout()
     record = _record(connection, source, layout, name)
     nodes = _linking_nodes(connection, source) if link else list(connection.nodes())
-    catalog.publish(connection, record)
+    if not catalog.publish(connection, record):
+        raise NameTaken(name, "is being made by another run; run again when that has ended")
     run_id = uuid.uuid4().hex[:12]
     made_by = fingerprint({"ingest": source.identity()})
     job: Job = IngestJob((record,), source, made_by, link)
@@ -166,18 +165,18 @@ def _groups(
     target = [min(table.holder_sets[chunk], default=placed[chunk]) for chunk in pending]
     workers = connection.nodes()
     slots = {node: len(addresses) for node, addresses in workers.items()}
-    newest = np.asarray(table.rows["generation"])
+    newest = table.rows["generation"].tolist()
     nbytes = metadata.chunk_nbytes or 1
     return [
         ChunkGroup(
-            run_id,
-            record.name,
-            array,
-            tuple(chunks),
-            (0,) * len(chunks),
-            tuple(int(newest[chunk]) for chunk in chunks),
-            nbytes * len(chunks),
-            nbytes * len(chunks),
+            run=run_id,
+            dataset=record.name,
+            array=array,
+            chunks=tuple(chunks),
+            generations=(0,) * len(chunks),
+            newest=tuple(newest[chunk] for chunk in chunks),
+            nbytes=nbytes * len(chunks),
+            work=nbytes * len(chunks),
             node=node,
             movable=False,
         )

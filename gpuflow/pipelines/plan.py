@@ -152,8 +152,8 @@ def _plan_array(spec: PipelineSpec, path: str, metadata: ArrayMetadata) -> Array
         array = after
     if spec.output.in_place:
         if array != before:
-            problem = f"would turn array {path!r} from {before.dtype} into {array.dtype}, which cannot be done in place"
-            raise ConfigError([Problem(problem, "output.in_place", hint="write to a new dataset, or end with a `cast`")])
+            reason = f"would turn array {path!r} from {before.dtype} into {array.dtype}, which cannot be done in place"
+            raise ConfigError([Problem(reason, "output.in_place", hint="write to a new dataset, or end with a `cast`")])
         return ArrayPlan(path, metadata, metadata, tuple(steps))
     target = ArrayMetadata.create(
         array.shape,

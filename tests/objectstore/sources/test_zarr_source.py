@@ -294,7 +294,10 @@ def test_v2_times(tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(np.asarray(lay_out(open_source(tmp_path / "in"), tmp_path / "out")["time"][...]), times)
 
 
-@pytest.mark.parametrize("dtype", ["U5", "S3", [("a", "i4"), ("b", "f4")]])
+NO_FORM = ["S3", [("a", "i4"), ("b", "f4")], *(["U5"] if zarr.__version__ < "3.4" else [])]  # 3.4 knows fixed-length text
+
+
+@pytest.mark.parametrize("dtype", NO_FORM)
 def test_v2_dtypes_without_a_form_in_v3(tmp_path: pathlib.Path, dtype: Any) -> None:
     write_v2(str(tmp_path), "odd", np.zeros(3, dtype), (2,))
     write_v2(str(tmp_path), "fine", np.zeros(3), (2,))

@@ -1,0 +1,76 @@
+"""One run, pass by pass: what its passes have in common, and what they add up to."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.errors import ChunkLost
+from gpuflow.execution.groups import group_chunks
+from gpuflow.execution.lane import Job
+from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Outcome, Progress, Silent, Submission
+from gpuflow.execution.tally import Failure
+from gpuflow.storage.record import DatasetRecord
+
+
+@dataclass
+class Run:
+    """A run over `source`. patience_seconds: how long a chunk may be without a live holder."""
+
+    connection: Connection
+    source: DatasetRecord
+    progress: Progress = field(default_factory=Silent)
+    patience_seconds: float = HOLDER_PATIENCE_SECONDS
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    outcome: Outcome = field(default_factory=Outcome)
+    statistics_chunks: int = 0
+
+    @property
+    def stopped(self) -> bool:
+        """Whether something failed, or the user interrupted."""
+        return bool(self.outcome.tally.failures) or self.outcome.interrupted
+
+    def submit(self, title: str, work: Sequence[tuple[ChunkGroup, Job]]) -> Outcome:
+        """One pass; its counts join the run's."""
+        result = Submission(self.connection, title, self.run_id, self.progress, self.patience_seconds).execute(work)
+        self.outcome.tally.add(result.tally)
+        self.outcome.reasons, self.outcome.wait_seconds = result.reasons, result.wait_seconds
+        self.outcome.interrupted |= result.interrupted
+        return result
+
+    def record_lost(self, array: str, chunks: Sequence[int], searched: Sequence[str]) -> None:
+        """Chunks of the source that no node has are failures of the run."""
+        for chunk in chunks:
+            name = self.source.chunk_name(array, chunk)
+            self.outcome.tally.failures.append(Failure(name, chunk, "", str(ChunkLost(name, searched))))
+
+    def groups(
+        self, array: str, chunks: Sequence[int], table: ChunkTable, *, newest: Sequence[int] | None = None, movable: bool = True
+    ) -> list[ChunkGroup]:
+        """Chunks of an array of the source, by who holds them. newest: generations of the chunks to be written, by chunk number."""
+        metadata = self.source.array(array)
+        sizes, generations = table.rows["nbytes"], table.rows["generation"]
+        threads: dict[str, int] = {}
+        for worker in self.connection.info()["workers"].values():
+            threads[worker["node"]] = threads.get(worker["node"], 0) + worker["threads"]
+        keys = [table.holder_sets[chunk] for chunk in chunks]
+        slots = {key: sum(threads.get(node, 0) for node in key) for key in set(keys)}
+        grouped = group_chunks(chunks, keys, sizes[list(chunks)].tolist(), slots, sum(threads.values()))
+        return [
+            ChunkGroup(
+                run=self.run_id,
+                dataset=self.source.name,
+                array=array,
+                chunks=tuple(part),
+                generations=tuple(generations[part].tolist()),
+                newest=tuple(newest[chunk] for chunk in part) if newest is not None else (0,) * len(part),
+                nbytes=int(sizes[part].sum()),
+                work=metadata.chunk_nbytes * len(part),
+                movable=movable,
+            )
+            for _, part in grouped
+        ]

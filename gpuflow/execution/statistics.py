@@ -1,0 +1,105 @@
+"""Statistics over whole arrays: the parameters of steps, computed by a pass of their own and kept with the source.
+
+They are kept under a digest of what they were computed from, so that an unchanged source is read once, whatever pipelines follow. The
+merge is a tree over chunk numbers: the result has the same bits however the chunks lie."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import xxhash
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
+from gpuflow.datasets.catalog import Nodes
+from gpuflow.errors import RunFailed
+from gpuflow.execution.jobs import StatisticsJob
+from gpuflow.execution.lane import Job
+from gpuflow.execution.passes import Run
+from gpuflow.pipelines.fingerprint import fingerprint
+from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_as_data
+from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.tree import Node, root
+from gpuflow.steps.base import MomentsRequest, Step
+
+Missing = tuple[ArrayPlan, int, MomentsRequest, str]
+"""An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
+
+
+def look_up(nodes: Nodes, plan: Plan) -> tuple[Plan, list[Missing]]:
+    """The plan with the statistics that are kept with the source, and the first that is still missing for each array."""
+    arrays, missing = [], []
+    for array in plan.arrays:
+        while (found := array.first_unresolved()) is not None:
+            number, request = found
+            key = _key(nodes, plan, array, number, request)
+            if key not in plan.source.statistics:
+                missing.append((array, number, request, key))
+                break
+            array = _resolved(plan, array, number, Moments.from_dict(plan.source.statistics[key]))
+        arrays.append(array)
+    return replace(plan, arrays=tuple(arrays)), missing
+
+
+def resolve(run: Run, plan: Plan) -> Plan:
+    """The plan with all its parameters filled in. When chunks fail, `run.stopped` says so, and parameters are missing."""
+    while True:
+        plan, missing = look_up(run.connection, plan)
+        if not missing:
+            return plan
+        found = {}
+        for array, number, request, key in missing:
+            moments = moments_of(run, array.path, array.steps[:number], request)
+            if moments is None:
+                return plan
+            found[key] = moments.to_dict()
+        source = catalog.find(run.connection, plan.source.name)  # as it is now: another run may have kept something too
+        source = source.next(statistics={**source.statistics, **found})
+        catalog.publish(run.connection, source)
+        plan = replace(plan, source=source)
+
+
+def moments_of(run: Run, array: str, steps: Sequence[Step], request: MomentsRequest) -> Moments | None:
+    """Moments of one array of the source after `steps`; None when chunks failed."""
+    grid = run.source.array(array).grid
+    if not grid.size:
+        return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
+    table = catalog.chunk_table(run.connection, run.source.name, array, grid.size)
+    run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
+    job: Job = StatisticsJob((run.source,), tuple(steps), request)
+    groups = run.groups(array, np.flatnonzero(table.present).tolist(), table)
+    result = run.submit("statistics", [(group, job) for group in groups])
+    run.statistics_chunks += result.tally.done
+    run.outcome.tally.by_node.clear()  # it counts chunks of the output
+    if run.stopped:
+        return None
+    partial: dict[Node, Moments] = {node: moments for value in result.values for node, moments in value.items()}
+    return root(partial, grid.size, Moments.merge)
+
+
+def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
+    """Count, mean, variance and extrema of an array, NaN skipped; each index of the axes in `keep` on its own. RunFailed when chunks
+    cannot be read."""
+    run = Run(connection, catalog.find(connection, dataset))
+    moments = moments_of(run, array, (), MomentsRequest(keep))
+    if moments is None:
+        failures = [failure.to_dict() for failure in run.outcome.tally.failures]
+        total = run.source.array(array).grid.size
+        raise RunFailed({"failures": failures, "chunks": {"failed": len(failures), "total": total}})
+    return moments
+
+
+def _key(nodes: Nodes, plan: Plan, array: ArrayPlan, number: int, request: MomentsRequest) -> str:
+    """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
+    table = catalog.chunk_table(nodes, plan.source.name, array.path, array.source.grid.size)
+    chunks = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
+    steps = steps_as_data(array.steps[:number])
+    return fingerprint({"moments": list(request.keep), "steps": steps, "array": array.path, "of": chunks})
+
+
+def _resolved(plan: Plan, array: ArrayPlan, number: int, moments: Moments) -> ArrayPlan:
+    where = f"{plan.source.name}/{array.path}"
+    step = array.steps[number].resolve(array.spec_before(number), moments, where)
+    return replace(array, steps=(*array.steps[:number], step, *array.steps[number + 1 :]))

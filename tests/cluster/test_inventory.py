@@ -1,0 +1,88 @@
+"""The compact columns say the same as a dict would, whatever the order of the reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuflow.cluster.inventory import Inventory
+
+ARRAYS = [("a", "x"), ("a", "y"), ("b", "x")]
+Report = tuple[str, tuple[str, str], dict[int, int]]
+
+reports = st.lists(
+    st.tuples(
+        st.sampled_from(["n0", "n1", "n2"]),
+        st.sampled_from(ARRAYS),
+        st.dictionaries(st.integers(0, 40), st.integers(1, 4), max_size=12),
+    ),
+    max_size=12,
+)
+
+
+def tell(inventory: Inventory, report: Report) -> None:
+    node, array, generations = report
+    chunks = np.array(list(generations), np.uint32)
+    inventory.report(node, array, chunks, np.array(list(generations.values()), np.uint32))
+
+
+def expected(told: list[Report], array: tuple[str, str], chunk: int) -> frozenset[str]:
+    known = {(node, rows[chunk]) for node, name, rows in told if name == array and chunk in rows}
+    newest = max((generation for _, generation in known), default=0)
+    return frozenset(node for node, generation in known if generation == newest)
+
+
+@given(reports, st.randoms())
+def test_any_order_of_repeated_reports_gives_the_newest(told: list[Report], random: object) -> None:
+    shuffled = [*told, *told[::2]]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    inventory = Inventory()
+    for report in shuffled:
+        tell(inventory, report)
+    for array in ARRAYS:
+        want = [expected(told, array, chunk) for chunk in range(50)]
+        assert inventory.holders(array, range(50)) == want
+        for pick in ([3], [0, 1], [40, 3, 3]):
+            assert inventory.common_holders(array, pick) == frozenset.intersection(*(want[chunk] for chunk in pick))
+
+
+def test_chunks_and_arrays_that_nobody_reported() -> None:
+    inventory = Inventory()
+    assert inventory.holders(("a", "x"), [0, 7]) == [frozenset(), frozenset()]
+    assert inventory.common_holders(("a", "x"), [0]) == frozenset()
+    tell(inventory, ("n0", ("a", "x"), {2: 1}))
+    assert inventory.holders(("a", "x"), [-1, 0, 2, 3, 10**9]) == [
+        frozenset(),
+        frozenset(),
+        frozenset({"n0"}),
+        frozenset(),
+        frozenset(),
+    ]
+    assert inventory.common_holders(("a", "x"), []) == frozenset()
+
+
+def test_an_empty_report_changes_nothing() -> None:
+    inventory = Inventory()
+    tell(inventory, ("n0", ("a", "x"), {}))
+    assert inventory.holders(("a", "x"), [0]) == [frozenset()]
+
+
+def test_eight_bytes_a_chunk() -> None:
+    count = 100_000
+    inventory = Inventory()
+    chunks = np.arange(count, dtype=np.uint32)
+    for node in ("n0", "n1"):
+        inventory.report(node, ("a", "x"), chunks, np.ones(count, np.uint32))
+    assert sum(column.nbytes for column in inventory._columns["a", "x"]) == 8 * count
+    assert len(inventory._sets) == 4  # of none, of each, of both
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_growing_chunk_by_chunk_takes_at_most_twice_the_room(count: int) -> None:
+    inventory = Inventory()
+    for chunk in range(count):
+        tell(inventory, ("n0", ("a", "x"), {chunk: 1}))
+    assert sum(column.nbytes for column in inventory._columns["a", "x"]) <= 16 * count
+    assert inventory.common_holders(("a", "x"), range(count)) == {"n0"}
