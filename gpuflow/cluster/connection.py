@@ -38,7 +38,12 @@ class Connection:
 
     def info(self) -> dict[str, Any]:
         """Version, routing mode and workers, as the scheduler sees them. ClusterError when it has no gpuflow plugin."""
-        return dict(self.ask("gf_info"))
+        answer = self.ask("gf_info")
+        if answer is None:  # what Dask answers to an operation that it does not know
+            address = self.client.scheduler_info(n_workers=0)["address"]
+            hint = "start it with `gpuflow scheduler`, or `dask scheduler --preload gpuflow.cluster`"
+            raise ClusterError(f"the scheduler at {address} has no gpuflow plugin", hint)
+        return dict(answer)
 
     def nodes(self) -> dict[str, list[str]]:
         """Addresses of the live workers of each node, by node id."""
@@ -53,19 +58,7 @@ class Connection:
         """Call one of the plugin's handlers on the scheduler."""
         if self.client.status not in ("running", "connecting"):
             raise ClusterError(f"the connection to the scheduler is {self.client.status}", "connect again")
-        try:
-            return self.client.sync(getattr(self.client.scheduler, operation), **kwargs)
-        except AttributeError as error:
-            raise self._no_plugin() from error
-        except ValueError as error:
-            raise (self._no_plugin() if "unknown operation" in str(error).lower() else error) from error
-
-    def _no_plugin(self) -> ClusterError:
-        address = self.client.scheduler_info(n_workers=0)["address"]
-        return ClusterError(
-            f"the scheduler at {address} has no gpuflow plugin",
-            "start it with `gpuflow scheduler`, or `dask scheduler --preload gpuflow.cluster`",
-        )
+        return self.client.sync(getattr(self.client.scheduler, operation), **kwargs)
 
     # -- what is done there -----------------------------------------------------------------------------------------------------
 

@@ -123,11 +123,7 @@ def _select(spec: PipelineSpec, source: DatasetRecord) -> set[str]:
         selected = {path for path, metadata in source.metadata.items() if len(metadata.shape) > 1} or set(source.arrays)
     else:
         selected = {path for path in source.arrays if spec.source.selects(path)}
-        unmatched = [
-            pattern
-            for pattern in spec.source.arrays
-            if not any(fnmatchcase(path, pattern) for path in source.arrays)
-        ]
+        unmatched = [pattern for pattern in spec.source.arrays if not any(fnmatchcase(path, pattern) for path in source.arrays)]
         if unmatched:
             known = ", ".join(sorted(source.arrays))
             raise ConfigError(

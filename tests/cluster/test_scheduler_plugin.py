@@ -46,7 +46,7 @@ class Cluster:
 
     async def start(self, name: str, held: Any = (), **options: Any) -> Worker:
         """A worker of node `name` (up to a dash), which holds chunks `held` at generation 1."""
-        worker = Worker(self.scheduler.address, nthreads=1, name=name, **options)
+        worker = Worker(self.scheduler.address, nthreads=1, name=name, memory_limit=0, **options)
         columns = (np.array(list(held), np.uint32).tobytes(), np.ones(len(held), np.uint32).tobytes())
 
         async def changes(since: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from gpuflow.execution.groups import MOST_CHUNKS, MOST_NBYTES, group_chunks
 
 rows = st.dictionaries(
-    st.integers(0, 500), st.tuples(st.sampled_from("abc"), st.sampled_from([0, 10, MOST_NBYTES // 3, MOST_NBYTES, 2 * MOST_NBYTES]))
+    st.integers(0, 500),
+    st.tuples(st.sampled_from("abc"), st.sampled_from([0, 10, MOST_NBYTES // 3, MOST_NBYTES, 2 * MOST_NBYTES])),
 )
 
 
