@@ -15,7 +15,9 @@ HEAVY = ("distributed", "dask", "torch", "cupy", "zarr", "numba", "numpy", "pyda
 def loaded_by(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after `code`."""
     show = "import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
-    return set(subprocess.run([sys.executable, "-c", f"{code}; {show}"], capture_output=True, text=True, check=True).stdout.split())
+    return set(
+        subprocess.run([sys.executable, "-c", f"{code}; {show}"], capture_output=True, text=True, check=True).stdout.split()
+    )
 
 
 def test_import_gpuflow_is_light() -> None:

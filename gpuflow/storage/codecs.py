@@ -5,61 +5,21 @@ zarr-python. Every other chain (sharding, transpose, third-party codecs) goes th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numcodecs
 import numpy as np
-from numcodecs.blosc import Blosc
-from numcodecs.gzip import GZip
-from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from gpuflow.storage.buffers import Buffer
+from gpuflow.storage.byte_codecs import BYTE_CODECS, ByteCodec, CodecError
 from gpuflow.storage.metadata import ArrayMetadata
 
+__all__ = ["ArrayCodec", "Block", "CodecError"]
+
 Block = NDArray[Any]
-_CRC_NBYTES = 4
-
-
-class CodecError(ValueError):
-    """Bytes that are not an encoding of a block of this array."""
-
-
-class _Crc32c:
-    """CRC-32C after the data, little-endian (Zarr v3 `crc32c` codec)."""
-
-    def encode(self, data: bytes) -> bytes:
-        import google_crc32c
-
-        return bytes(data) + int(google_crc32c.value(bytes(data))).to_bytes(_CRC_NBYTES, "little")
-
-    def decode(self, data: bytes) -> bytes:
-        import google_crc32c
-
-        body, stored = bytes(data[:-_CRC_NBYTES]), int.from_bytes(data[-_CRC_NBYTES:], "little")
-        if len(data) < _CRC_NBYTES or google_crc32c.value(body) != stored:
-            raise CodecError("crc32c does not match")
-        return body
-
-
-def _blosc(configuration: Mapping[str, Any]) -> Blosc:
-    shuffle = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
-    return Blosc(
-        cname=configuration["cname"],
-        clevel=configuration["clevel"],
-        shuffle=shuffle[configuration["shuffle"]],
-        blocksize=configuration.get("blocksize", 0),
-        typesize=configuration.get("typesize") or None,
-    )
-
-
-_BYTES_CODECS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "zstd": lambda c: Zstd(level=c.get("level", 0), checksum=c.get("checksum", False)),
-    "gzip": lambda c: GZip(level=c.get("level", 5)),
-    "blosc": _blosc,
-    "crc32c": lambda c: _Crc32c(),
-}
+_ByteOrder = Literal["<", ">"]
 
 
 class ArrayCodec:
@@ -88,36 +48,52 @@ class ArrayCodec:
         """A whole chunk of fill value, which is what a chunk that is absent in a Zarr array stands for."""
         return np.full(self.metadata.grid.chunks, self.fill_value, dtype=self.metadata.dtype)
 
-    def decode(self, data: bytes | memoryview) -> Block:
-        """A whole chunk, ragged edge included. CodecError when the bytes do not decode to exactly one chunk."""
+    def decode(self, data: Any, into: Buffer | None = None) -> Block:
+        """A whole chunk, ragged edge included: over `data` itself where nothing has to be done to it, else in the buffer where there is
+        one and the codec can, else in memory of its own. CodecError when the bytes do not decode to exactly one chunk."""
+        if not len(data):
+            raise CodecError("no bytes")  # zarr takes an empty shard for one of fill value
         try:
-            return self._decode_fast(data) if self._chain is not None else self._decode_zarr(data)
+            return self._decode_fast(data, into) if self._chain is not None else self._decode_zarr(data)
         except CodecError:
             raise
         except Exception as error:  # every library has errors of its own for bad bytes
             raise CodecError(f"{type(error).__name__}: {error}") from error
 
-    def encode(self, block: Block) -> bytes:
-        """Encoded bytes of `block`: a whole chunk, or the valid part of one at the edge, which is padded with fill value."""
+    def encode(self, block: Block, whole: Buffer | None = None) -> bytes | memoryview[int]:
+        """Encoded bytes of `block`: a whole chunk, or the valid part of one at the edge, which is padded with fill value.
+
+        The result may be a view of `block`, or of the buffer `whole`, in which a ragged one is padded. CodecError for another dtype,
+        and for a block that does not fit into a chunk."""
         chunks = self.metadata.grid.chunks
         if block.dtype != self.metadata.dtype:
             raise CodecError(f"block has dtype {block.dtype}, the array {self.metadata.dtype}")
+        if block.ndim != len(chunks) or any(size > chunk for size, chunk in zip(block.shape, chunks, strict=True)):
+            raise CodecError(f"block has shape {block.shape}, a chunk {chunks}")
         if block.shape != chunks:
-            whole = self.filled()
-            whole[tuple(slice(0, size) for size in block.shape)] = block
-            block = whole
+            block = self._padded(block, whole)
         if self._chain is None:
             return self._encode_zarr(block)
         endian, codecs = self._chain
         data: Any = np.ascontiguousarray(block).astype(block.dtype.newbyteorder(endian), copy=False).reshape(-1).view(np.uint8)
         for codec in codecs:
             data = codec.encode(data)
-        return bytes(data)
+        return memoryview(data)
 
-    def _decode_fast(self, data: bytes | memoryview) -> Block:
-        endian, codecs = cast(tuple[str, list[Any]], self._chain)
-        for codec in reversed(codecs):
-            data = codec.decode(data)
+    def _padded(self, block: Block, buffer: Buffer | None) -> Block:
+        whole = (
+            np.empty(self.metadata.grid.chunks, block.dtype)
+            if buffer is None
+            else buffer.array(self.metadata.grid.chunks, block.dtype)
+        )
+        whole[...] = self.fill_value
+        whole[tuple(slice(0, size) for size in block.shape)] = block
+        return whole
+
+    def _decode_fast(self, data: Any, into: Buffer | None) -> Block:
+        endian, codecs = cast(tuple[_ByteOrder, list[ByteCodec]], self._chain)
+        for number, codec in reversed(list(enumerate(codecs))):
+            data = codec.decode(data, None if into is None or number else into.bytes(self.metadata.chunk_nbytes))
         dtype = cast("np.dtype[Any]", self.metadata.dtype)
         if len(memoryview(data).cast("B")) != self.metadata.chunk_nbytes:
             raise CodecError(f"decodes to {len(memoryview(data).cast('B'))} bytes, a chunk has {self.metadata.chunk_nbytes}")
@@ -133,11 +109,9 @@ class ArrayCodec:
         chunks = list(self.metadata.grid.chunks)
         document = {**self.metadata.document, "shape": chunks, "attributes": {}}
         document["chunk_key_encoding"] = {"name": "default", "configuration": {"separator": "/"}}
-        objects: dict[str, Any] = {
-            "zarr.json": default_buffer_prototype().buffer.from_bytes(ArrayMetadata(document).to_json())
-        }
+        objects: dict[str, Any] = {"zarr.json": default_buffer_prototype().buffer.from_bytes(ArrayMetadata(document).to_json())}
         # An all-fill chunk must still become bytes: gpuflow stores what it computed.
-        array = zarr.open_array(MemoryStore(objects), mode="r+", config={"write_empty_chunks": True})
+        array = zarr.open_array(MemoryStore(objects), mode="r+").with_config({"write_empty_chunks": True})
         return array, objects
 
     @property
@@ -157,14 +131,14 @@ class ArrayCodec:
         return cast(bytes, objects[self._only_key].to_bytes())
 
 
-def _fast_chain(metadata: ArrayMetadata) -> tuple[str, list[Any]] | None:
+def _fast_chain(metadata: ArrayMetadata) -> tuple[_ByteOrder, list[ByteCodec]] | None:
     """(byte order, bytes-to-bytes codecs) when the chain is one that numcodecs does alone."""
     first, *rest = metadata.document["codecs"]
-    if first["name"] != "bytes" or metadata.dtype is None or any(codec["name"] not in _BYTES_CODECS for codec in rest):
+    if first["name"] != "bytes" or metadata.dtype is None or any(codec["name"] not in BYTE_CODECS for codec in rest):
         return None
     endian = (first.get("configuration") or {}).get("endian") or "little"
     try:
-        return ("<" if endian == "little" else ">"), [_BYTES_CODECS[c["name"]](c.get("configuration") or {}) for c in rest]
+        return ("<" if endian == "little" else ">"), [BYTE_CODECS[c["name"]](c.get("configuration") or {}) for c in rest]
     except (KeyError, TypeError, ValueError):
         return None
 

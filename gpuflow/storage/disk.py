@@ -55,6 +55,15 @@ def read_file(path: Path) -> bytes:
         os.close(descriptor)
 
 
+def sync_data(path: Path) -> None:
+    """Make the bytes of an existing file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directories(paths: Iterable[Path]) -> None:
     """Make the entries of these directories durable."""
     for path in set(paths):

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuflow.errors import StoreError
+from gpuflow.errors import NotFound, StoreError
 from gpuflow.storage.record import DatasetRecord
 
 FORMAT = 1
 _BUSY_SECONDS = 60.0  # a writer holds the lock for one transaction: milliseconds, or the fsync of a slow disk
+_RETRY_SECONDS = 0.005
+_DAMAGED = "the file is damaged; move it away and ingest again"
+
+UNKNOWN = bytes(16)
+"""The recipe that a damaged replica shows: none that is wanted equals it, so that the chunk is made anew."""
 
 REPLICA_DTYPE = np.dtype(
     [("chunk", "<u4"), ("generation", "<u4"), ("nbytes", "<u8"), ("digest", "V16"), ("recipe", "V16"), ("inputs", "V16")]
@@ -28,11 +34,12 @@ REPLICA_DTYPE = np.dtype(
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE dataset (name TEXT PRIMARY KEY, version INTEGER NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE array (id INTEGER PRIMARY KEY, dataset TEXT NOT NULL, path TEXT NOT NULL, UNIQUE (dataset, path));
+CREATE TABLE dataset (
+    name TEXT PRIMARY KEY, version INTEGER NOT NULL, state TEXT NOT NULL, record TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE array (id INTEGER PRIMARY KEY AUTOINCREMENT, dataset TEXT NOT NULL, path TEXT NOT NULL, UNIQUE (dataset, path));
 CREATE TABLE replica (
     array INTEGER NOT NULL, chunk INTEGER NOT NULL, generation INTEGER NOT NULL, nbytes INTEGER NOT NULL,
-    digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, seq INTEGER NOT NULL,
+    digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, seq INTEGER NOT NULL, damaged INTEGER NOT NULL,
     PRIMARY KEY (array, chunk)) WITHOUT ROWID;
 CREATE INDEX replica_seq ON replica (seq);
 CREATE TABLE intent (
@@ -41,6 +48,9 @@ CREATE TABLE intent (
     PRIMARY KEY (array, chunk)) WITHOUT ROWID;
 INSERT INTO meta VALUES ('format', 1), ('seq', 0);
 """
+
+
+_COLUMNS = "generation, nbytes, digest, CASE WHEN damaged THEN zeroblob(16) ELSE recipe END, inputs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +82,41 @@ class Manifest:
     def __init__(self, path: Path, *, create: bool = True) -> None:
         if not create and not path.exists():
             raise StoreError(str(path.parent), "holds no gpuflow store", "ingest something first, or give the right root")
-        self._path, self._lock, self._array_ids = path, threading.RLock(), dict[tuple[str, str], int]()
-        try:
+        self._path, self._lock = path, threading.RLock()
+        with self._sqlite_errors():
             self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+        try:
+            self._prepare()
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self) -> None:
+        with self._sqlite_errors():
+            self._enter_wal()
             self._connection.execute("PRAGMA synchronous=FULL")
-            with self._transaction():
+            with self.transaction():
                 if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
                     for statement in _SCHEMA.split(";\n"):
                         self._connection.execute(statement)
-            (found,) = self._rows("SELECT value FROM meta WHERE key = 'format'")[0]
-        except sqlite3.Error as error:
-            raise self._store_error(error) from error
-        if found > FORMAT:
-            raise StoreError(str(path.parent), f"manifest format {found} is newer than this gpuflow ({FORMAT})", "update gpuflow")
+        rows = self._rows("SELECT value FROM meta WHERE key = 'format'")
+        if len(rows) != 1 or not isinstance(rows[0][0], int):
+            raise StoreError(str(self._path.parent), "manifest: its format is not stated", _DAMAGED)
+        if rows[0][0] > FORMAT:
+            reason = f"manifest format {rows[0][0]} is newer than this gpuflow ({FORMAT})"
+            raise StoreError(str(self._path.parent), reason, "update gpuflow")
+
+    def _enter_wal(self) -> None:
+        """SQLite does not wait for its lock here, so that of several processes on a new file some are refused: wait ourselves."""
+        deadline = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(_RETRY_SECONDS)
 
     def close(self) -> None:
         with self._lock:
@@ -101,20 +132,39 @@ class Manifest:
         rows = self._rows("SELECT record FROM dataset WHERE name = ?", name)
         return DatasetRecord.from_json(rows[0][0]) if rows else None
 
+    def version(self, name: str) -> tuple[int, str] | None:
+        """(version, state) of the record of that name."""
+        rows = self._rows("SELECT version, state FROM dataset WHERE name = ?", name)
+        return (rows[0][0], rows[0][1]) if rows else None
+
     def put_record(self, record: DatasetRecord) -> bool:
-        """Keep `record` unless the node has that version or a newer one; whether it was kept."""
-        with self._transaction():
-            rows = self._rows("SELECT version FROM dataset WHERE name = ?", record.name)
-            if rows and rows[0][0] >= record.version:
+        """Keep `record` unless the node has that version or a newer one; whether it was kept.
+
+        A record with state "removed" takes the dataset's replicas with it, in the same transaction. It stays, so that an older
+        version that comes from another node cannot bring the dataset back. Announced commits stay too: see `finish`."""
+        with self.transaction():
+            known = self.version(record.name)
+            if known is not None and known[0] >= record.version:
                 return False
-            self._connection.execute("REPLACE INTO dataset VALUES (?, ?, ?)", (record.name, record.version, record.to_json()))
+            row = (record.name, record.version, record.state, record.to_json())
+            self._connection.execute("REPLACE INTO dataset VALUES (?, ?, ?, ?)", row)
+            if record.state == "removed":
+                arrays = "SELECT id FROM array WHERE dataset = ?"
+                self._connection.execute(f"DELETE FROM replica WHERE array IN ({arrays})", (record.name,))
+                used = "SELECT array FROM intent"
+                self._connection.execute(f"DELETE FROM array WHERE dataset = ? AND id NOT IN ({used})", (record.name,))
             return True
+
+    def removed(self) -> list[str]:
+        """Datasets that were removed and that no commit is under way in. Within a transaction that stays so."""
+        busy = "SELECT 1 FROM intent JOIN array ON array.id = intent.array WHERE array.dataset = dataset.name"
+        return [name for (name,) in self._rows(f"SELECT name FROM dataset WHERE state = 'removed' AND NOT EXISTS ({busy})")]
 
     # -- replicas -------------------------------------------------------------------------------------------------------------
 
     def replica(self, dataset: str, array: str, chunk: int) -> Replica | None:
         rows = self._rows(
-            "SELECT generation, nbytes, digest, recipe, inputs FROM replica WHERE array = ? AND chunk = ?",
+            f"SELECT {_COLUMNS} FROM replica WHERE array = ? AND chunk = ?",
             self._array_id(dataset, array),
             chunk,
         )
@@ -123,21 +173,19 @@ class Manifest:
     def replicas(self, dataset: str, array: str) -> NDArray[Any]:
         """All replicas of an array on this node: REPLICA_DTYPE, ordered by chunk."""
         rows = self._rows(
-            "SELECT chunk, generation, nbytes, digest, recipe, inputs FROM replica WHERE array = ? ORDER BY chunk",
+            f"SELECT chunk, {_COLUMNS} FROM replica WHERE array = ? ORDER BY chunk",
             self._array_id(dataset, array),
         )
         return np.array(rows, dtype=REPLICA_DTYPE)
 
     def changes(self, since: int) -> tuple[int, dict[tuple[str, str], tuple[NDArray[np.uint32], NDArray[np.uint32]]]]:
-        """(newest sequence number, {(dataset, array): (chunks, generations)}) of the replicas committed after `since`."""
-        with self._lock:
-            self._connection.execute("BEGIN")
-            try:
-                (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
-                arrays = self._rows("SELECT id, dataset, path FROM array")
-                rows = self._rows("SELECT array, chunk, generation FROM replica WHERE seq > ? ORDER BY array, chunk", since)
-            finally:
-                self._connection.execute("COMMIT")
+        """(newest sequence number, {(dataset, array): (chunks, generations)}) of the replicas committed after `since`.
+
+        A removed dataset has no rows to report: who keeps what is reported here must forget it when its record says so."""
+        with self.transaction("DEFERRED"):
+            (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
+            arrays = self._rows("SELECT id, dataset, path FROM array")
+            rows = self._rows("SELECT array, chunk, generation FROM replica WHERE seq > ? ORDER BY array, chunk", since)
         table = np.array(rows, dtype=np.uint32).reshape(-1, 3)
         found = {}
         for number, dataset, path in arrays:
@@ -146,12 +194,13 @@ class Manifest:
                 found[dataset, path] = (np.ascontiguousarray(part[:, 1]), np.ascontiguousarray(part[:, 2]))
         return newest, found
 
-    def mark_damaged(self, replica: Replica) -> None:
-        """Its bytes are not those committed: no recipe matches it from now on, so that what made it makes it again."""
-        with self._transaction():
+    def mark_damaged(self, replica: Replica, damaged: bool = True) -> None:
+        """Its bytes are not those committed: it shows no recipe from now on, so that what made it makes it again. Or they are after
+        all, and it shows its recipe again: what was applied in place must not be applied twice for a passing fault of the disk."""
+        with self.transaction():
             self._connection.execute(
-                "UPDATE replica SET recipe = ? WHERE array = ? AND chunk = ? AND generation = ?",
-                (bytes(16), self._array_id(replica.dataset, replica.array), replica.chunk, replica.generation),
+                "UPDATE replica SET damaged = ? WHERE array = ? AND chunk = ? AND generation = ?",
+                (damaged, self._array_id(replica.dataset, replica.array), replica.chunk, replica.generation),
             )
 
     # -- commits --------------------------------------------------------------------------------------------------------------
@@ -159,9 +208,12 @@ class Manifest:
     def announce(self, commits: Sequence[tuple[Replica, int]], writer: str) -> list[tuple[Replica, int, int]]:
         """Write an intent for each (replica, generation that it replaces), in one transaction.
 
-        Returns those that cannot go ahead, with the generation found, and then writes none: the chunk is at another generation, or
-        another intent stands on it."""
-        with self._transaction():
+        Returns those that cannot go ahead, with the generation found, and then writes none: the chunk is at another generation,
+        or another intent stands on it. NotFound when the dataset was removed."""
+        with self.transaction():
+            for name in {replica.dataset for replica, _ in commits}:
+                if self._is_removed(name):
+                    raise NotFound("dataset", name, hint="it was removed meanwhile")
             blocked, rows = [], []
             for replica, replaces in commits:
                 key = (self._array_id(replica.dataset, replica.array, create=True), replica.chunk)
@@ -176,24 +228,39 @@ class Manifest:
                 self._connection.executemany("INSERT INTO intent VALUES (?,?,?,?,?,?,?,?,?)", rows)
             return blocked
 
-    def finish(self, replicas: Sequence[Replica]) -> None:
-        """The files of these announced replicas are in place: write their rows, end their intents."""
-        with self._transaction():
-            (seq,) = self._connection.execute(
-                "UPDATE meta SET value = value + ? WHERE key = 'seq' RETURNING value", (len(replicas),)
-            ).fetchone()
+    def finish(self, replicas: Sequence[Replica]) -> list[Replica]:
+        """The files of these announced replicas are in place: write their rows, end their intents.
+
+        Returns those whose dataset was removed meanwhile; they get no row. One whose intent has ended already is passed over."""
+        with self.transaction():
+            announced = [replica for replica in replicas if self._end_intent(replica)]
+            gone = {name for name in {replica.dataset for replica in announced} if self._is_removed(name)}
+            kept = [replica for replica in announced if replica.dataset not in gone]
+            self._connection.execute("UPDATE meta SET value = value + ? WHERE key = 'seq'", (len(kept),))
+            (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
             rows = [
-                (self._array_id(r.dataset, r.array), r.chunk, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, seq - i)
-                for i, r in enumerate(reversed(replicas))
+                (self._array_id(r.dataset, r.array), r.chunk, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, seq, 0)
+                for seq, r in enumerate(kept, newest - len(kept) + 1)
             ]
-            self._connection.executemany("REPLACE INTO replica VALUES (?,?,?,?,?,?,?,?)", rows)
-            self._connection.executemany("DELETE FROM intent WHERE array = ? AND chunk = ?", [row[:2] for row in rows])
+            self._connection.executemany("REPLACE INTO replica VALUES (?,?,?,?,?,?,?,?,?)", rows)
+            return [replica for replica in announced if replica.dataset in gone]
 
     def withdraw(self, replicas: Iterable[Replica]) -> None:
         """These announced replicas did not come about."""
-        with self._transaction():
-            keys = [(self._array_id(r.dataset, r.array), r.chunk) for r in replicas]
-            self._connection.executemany("DELETE FROM intent WHERE array = ? AND chunk = ?", keys)
+        with self.transaction():
+            for replica in replicas:
+                self._end_intent(replica)
+
+    def _end_intent(self, replica: Replica) -> bool:
+        """Whether it was there: of two that settle the same commit, only the first finds it."""
+        ended = self._connection.execute(
+            "DELETE FROM intent WHERE array = ? AND chunk = ? AND generation = ? AND digest = ?",
+            (self._array_id(replica.dataset, replica.array), replica.chunk, replica.generation, replica.digest),
+        )
+        return ended.rowcount > 0
+
+    def _is_removed(self, name: str) -> bool:
+        return bool(self._rows("SELECT 1 FROM dataset WHERE name = ? AND state = 'removed'", name))
 
     def intents(self, writer: str | None = None) -> list[Intent]:
         """Unfinished commits, of one writer or of all."""
@@ -211,49 +278,48 @@ class Manifest:
     # -- SQLite ---------------------------------------------------------------------------------------------------------------
 
     def _rows(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        with self._lock:
-            try:
-                return self._connection.execute(statement, parameters).fetchall()
-            except sqlite3.Error as error:
-                raise self._store_error(error) from error
+        with self._lock, self._sqlite_errors():
+            return self._connection.execute(statement, parameters).fetchall()
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """A write transaction; nests into the one that is open."""
-        with self._lock:
+    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
+        """A transaction, for writing unless it is DEFERRED; nests into the one that is open. No other thread gets in between."""
+        with self._lock, self._sqlite_errors():
             if self._connection.in_transaction:
                 yield
                 return
+            self._connection.execute(f"BEGIN {kind}")
             try:
-                self._connection.execute("BEGIN IMMEDIATE")
                 yield
                 self._connection.execute("COMMIT")
-            except BaseException as error:
-                if self._connection.in_transaction:
-                    self._connection.execute("ROLLBACK")
-                self._array_ids.clear()
-                if isinstance(error, sqlite3.Error):
-                    raise self._store_error(error) from error
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._connection.rollback()
                 raise
 
     def _array_id(self, dataset: str, array: str, create: bool = False) -> int:
-        """The array's number in this file; -1, which no row has, when it is not known and not to be created."""
-        with self._lock:
-            if (dataset, array) not in self._array_ids:
-                if create:
-                    self._connection.execute("INSERT OR IGNORE INTO array (dataset, path) VALUES (?, ?)", (dataset, array))
-                rows = self._rows("SELECT id FROM array WHERE dataset = ? AND path = ?", dataset, array)
-                if not rows:
-                    return -1
-                self._array_ids[dataset, array] = int(rows[0][0])
-            return self._array_ids[dataset, array]
+        """The array's number in this file; -1, which no row has, when it is not known and not to be created.
+
+        Looked up each time: another process may remove the dataset. A number is never used again."""
+        if create:
+            with self._sqlite_errors():
+                self._connection.execute("INSERT OR IGNORE INTO array (dataset, path) VALUES (?, ?)", (dataset, array))
+        rows = self._rows("SELECT id FROM array WHERE dataset = ? AND path = ?", dataset, array)
+        return int(rows[0][0]) if rows else -1
+
+    @contextmanager
+    def _sqlite_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._store_error(error) from error
 
     def _store_error(self, error: sqlite3.Error) -> StoreError:
         hint = {
             "SQLITE_FULL": "free some space and run again: what is committed is kept",
             "SQLITE_READONLY": "choose another root or mend its permissions",
             "SQLITE_CANTOPEN": "choose another root or mend its permissions",
-            "SQLITE_NOTADB": "the file is damaged; move it away and ingest again",
-            "SQLITE_CORRUPT": "the file is damaged; move it away and ingest again",
-        }.get(getattr(error, "sqlite_errorname", ""), "")
+            "SQLITE_NOTADB": _DAMAGED,
+            "SQLITE_CORRUPT": _DAMAGED,
+        }.get("_".join(getattr(error, "sqlite_errorname", "").split("_")[:2]), "")
         return StoreError(str(self._path.parent), f"manifest: {error}", hint)

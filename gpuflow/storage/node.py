@@ -1,41 +1,45 @@
 """One node's store: `node.json`, `manifest.sqlite`, `staging/`, and a plain Zarr v3 tree per dataset under `datasets/`.
 
-A chunk is read with its digest checked, and changed by a commit: temporary file, fsync, intent, rename, fsync of the directory, row. At
-every instant the file is either the old one or the new one, and manifest and file together say which. `recover` reads that off after a
-crash. Several processes may have one root open; nothing here knows of a cluster."""
+A chunk is read with its digest checked, and changed by a commit: temporary file, fsync, intent, rename, fsync of the directory, row.
+At every instant the file is either the old one or the new one, and manifest and file together say which. `recover` reads that off
+after a crash. Several processes may have one root open; nothing here knows of a cluster."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
+import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpuflow.errors import ChunkCorrupt, ChunkLost, NotFound, StaleChunk, StoreError
+from gpuflow.errors import ChunkCorrupt, ChunkLost, ConfigError, GpuflowError, NotFound, Problem, StaleChunk, StoreError
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import (
     digest,
     make_directories,
     read_file,
     store_errors,
+    sync_data,
     sync_directories,
     write_durably,
     write_file,
 )
-from gpuflow.storage.manifest import Intent, Manifest, Replica
+from gpuflow.storage.manifest import UNKNOWN, Intent, Manifest, Replica
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.writer import Writer, dead_writers
 
 logger = logging.getLogger(__name__)
 
 EMPTY = bytes(16)
-"""Digest of a chunk that has no file: all fill value, as Zarr allows. It is recorded, so that it is not mistaken for a lost one."""
+"""Digest of a chunk that has no file: all fill value, as Zarr allows. It is recorded, so that it is not taken for a lost one."""
 
 _SETTLE_SECONDS = 0.005  # a commit's rename and its row are microseconds to milliseconds apart
 _COMMIT_PATIENCE_SECONDS = 60.0  # how long a live commit of another process may hold a chunk: an fsync on a busy disk
@@ -58,15 +62,21 @@ class NodeStore:
     def __init__(self, root: str | os.PathLike[str], *, name: str | None = None, create: bool = True) -> None:
         """`name` goes into a new node's id. Without `create`, a root that is not a store is a StoreError."""
         self.root = Path(root).absolute()
-        with store_errors(self.root):
-            if create:
-                make_directories(self.root / "datasets")
-                make_directories(self.root / "staging")
-            self.node_id = self._identity(name, create)
-            self.manifest = Manifest(self.root / "manifest.sqlite", create=create)
+        self._lock = threading.Lock()
         self._writer: Writer | None = None
+        self._unsettled: set[Replica] = set()  # announced here, and the attempt to settle them failed: a full disk
         self._records: dict[str, DatasetRecord] = {}
         self._codecs: dict[tuple[str, str], tuple[DatasetRecord, ArrayCodec]] = {}
+        try:
+            with store_errors(self.root):
+                if create:
+                    make_directories(self.root / "datasets")
+                    make_directories(self.root / "staging")
+                self.node_id = self._identity(name, create)
+                self.manifest = Manifest(self.root / "manifest.sqlite", create=create)
+        except BaseException:
+            self._close_writer()
+            raise
 
     def _identity(self, name: str | None, create: bool) -> str:
         path = self.root / "node.json"
@@ -75,56 +85,119 @@ class NodeStore:
                 raise StoreError(str(self.root), "holds no gpuflow store", "ingest something first, or give the right root")
             label = re.sub(r"[^A-Za-z0-9.-]", "-", name or socket.gethostname())
             fresh = {"format": 1, "node_id": f"{label}-{uuid.uuid4().hex[:6]}"}
-            temporary = self.root / f".node.json.{uuid.uuid4().hex}"
+            temporary = self.writer.temporary()
             write_file(temporary, json.dumps(fresh).encode())
-            try:
+            with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)  # the first of several starting processes wins
-            except FileExistsError:
-                logger.debug("another process has just named this node")
-            finally:
-                temporary.unlink()
+            temporary.unlink()
             sync_directories([self.root])
         try:
-            return str(json.loads(read_file(path))["node_id"])
+            node_id = json.loads(read_file(path))["node_id"]
+            if not isinstance(node_id, str) or not node_id:
+                raise ValueError(f"node_id is {node_id!r}")
+            return node_id
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(str(self.root), f"node.json is damaged ({error})", "restore it or choose another root") from error
 
     def close(self) -> None:
+        """Closing twice is harmless; what was staged and not committed goes."""
+        self._close_writer()
+        self.manifest.close()
+
+    def _close_writer(self) -> None:
         if self._writer is not None:
             self._writer.close()
-        self.manifest.close()
 
     @property
     def writer(self) -> Writer:
         """This process's writer, made at the first use."""
-        if self._writer is None:
-            with store_errors(self.root):
-                self._writer = Writer(self.root)
-        return self._writer
+        with self._lock:
+            if self._writer is None:
+                with store_errors(self.root):
+                    self._writer = Writer(self.root)
+            return self._writer
 
     # -- datasets -------------------------------------------------------------------------------------------------------------
 
     def put_record(self, record: DatasetRecord) -> None:
-        """Keep the record, unless a newer one is here, and lay its `zarr.json` files."""
+        """Keep the record, unless that version or a newer one is here, and lay its `zarr.json` files.
+
+        State "removed" deletes the dataset here: its rows with the record, in one transaction, then its folder, by way of `staging/`,
+        so that a crash leaves no half tree (`recover` ends what was begun). The record stays as a tombstone. A commit that it overtakes
+        raises NotFound and leaves nothing.
+
+        A later version makes the name live again, empty: no row or file of the former dataset is left by then. Generations count from
+        1 again, while the manifest's sequence numbers go on; an inventory must forget the former dataset."""
+        folder = self._folder(record.name)
+        moved = self.writer.temporary()  # its maker waits for recoverers, who wait for transactions: never within one
+        deadline = time.monotonic() + _COMMIT_PATIENCE_SECONDS
         with store_errors(self.root):
-            known = self.manifest.record(record.name)
-            if known is not None and known.version >= record.version:
-                return
-            base = self.root / "datasets" / record.name
-            for path, attributes in record.groups.items():
-                document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-                write_durably(base / path / "zarr.json", json.dumps(document, indent=2).encode())
-            for path, metadata in record.metadata.items():
-                write_durably(base / path / "zarr.json", metadata.to_json())
+            while not self._try_put(record, folder, moved):
+                if time.monotonic() > deadline:
+                    reason = f"commits into the former dataset {record.name!r}, which was removed, do not end"
+                    raise StoreError(str(self.root), reason, "stop the process that makes them, and run again")
+                self.recover()
+                time.sleep(_SETTLE_SECONDS)
+            shutil.rmtree(moved, ignore_errors=True)
+            if record.state == "removed":
+                self._sweep()
+
+    def _folder(self, name: str) -> Path:
+        """A dataset's folder. ConfigError for a name that would lead elsewhere."""
+        if not name or name in (".", "..") or "/" in name or "\0" in name:
+            raise ConfigError([Problem(f"{name!r} cannot name a dataset", hint="use letters, digits, - and _")])
+        return self.root / "datasets" / name
+
+    def _try_put(self, record: DatasetRecord, folder: Path, moved: Path) -> bool:
+        """False when commits into a removed dataset of that name are still under way."""
+        known = self.manifest.version(record.name)
+        if known is not None and known[0] >= record.version:
+            return True
+        with self.manifest.transaction():  # so that files and row are of one version, whoever else puts one
+            known = self.manifest.version(record.name)
+            if record.state != "removed" and (known is None or known[0] < record.version):
+                if known is not None and known[1] == "removed":
+                    if record.name not in self.manifest.removed():
+                        return False
+                    if folder.exists():
+                        os.rename(folder, moved)
+                self._lay(record, folder)
             self.manifest.put_record(record)
-            self._records.pop(record.name, None)
+        return True
+
+    def _lay(self, record: DatasetRecord, folder: Path) -> None:
+        documents = {path: metadata.to_json() for path, metadata in record.metadata.items()}
+        for path, attributes in record.groups.items():
+            document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+            documents[path] = json.dumps(document, indent=2).encode()
+        for path, data in documents.items():
+            write_durably(folder / path / "zarr.json", data, self.writer.temporary())
+
+    def _sweep(self) -> None:
+        """Delete the folders of removed datasets, but for those that a commit is under way in: it sweeps when it ends."""
+        if not any(self._folder(name).exists() for name in self.manifest.removed()):
+            return
+        moved = []
+        writer = self.writer
+        with self.manifest.transaction():
+            for name in self.manifest.removed():
+                if self._folder(name).exists():
+                    moved.append(writer.temporary())
+                    os.rename(self._folder(name), moved[-1])
+        sync_directories([self.root / "datasets"])
+        for folder in moved:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def record(self, name: str) -> DatasetRecord:
-        """The dataset's record as this node last knew it. NotFound when it never heard of it."""
-        record = self._records.get(name) or self.manifest.record(name)
-        if record is None:
-            raise NotFound("dataset", name, [known.name for known in self.manifest.records()])
-        self._records[name] = record
+        """The dataset's record. NotFound when this node never heard of it, or it was removed."""
+        known = self.manifest.version(name)
+        if known is None or known[1] == "removed":
+            raise NotFound("dataset", name, [other.name for other in self.manifest.records() if other.state != "removed"])
+        record = self._records.get(name)
+        if record is None or record.version != known[0]:
+            record = self.manifest.record(name)
+            assert record is not None, name  # records are replaced, never deleted
+            self._records[name] = record
         return record
 
     def codec(self, dataset: str, array: str) -> ArrayCodec:
@@ -137,7 +210,7 @@ class NodeStore:
 
     def path(self, dataset: str, array: str, chunk: int) -> Path:
         """The file of a chunk, whether it is here or not."""
-        return self.root / "datasets" / self.record(dataset).chunk_name(array, chunk)
+        return self._folder(dataset).parent / self.record(dataset).chunk_name(array, chunk)
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
@@ -147,28 +220,41 @@ class NodeStore:
         ChunkLost when this node has none, ChunkCorrupt when the file is missing or differs from what was committed. During a commit
         by another thread or process the reader gets the generation before or the one after, never a mix."""
         name = self.record(dataset).chunk_name(array, chunk)
+        path = self.root / "datasets" / name
         deadline = time.monotonic() + _COMMIT_PATIENCE_SECONDS
         while True:
             replica = self.manifest.replica(dataset, array, chunk)
             if replica is None:
                 raise ChunkLost(name, [self.node_id])
-            if replica.digest == EMPTY:
-                return replica, b""
-            try:
-                data = read_file(self.path(dataset, array, chunk))
-                reason = f"{len(data)} bytes with digest {digest(data).hex()}, committed were {replica.nbytes}"
-                if len(data) == replica.nbytes and digest(data) == replica.digest:
+            data, reason = self._verified(path, replica)
+            if not reason:
+                if replica.recipe != UNKNOWN:
                     return replica, data
-            except FileNotFoundError:
-                reason = "its file is missing"
-            # The order matters: a commit that ended since the row was read shows in the row, one that goes on shows in the intent.
+                self.manifest.mark_damaged(replica, False)
+                return self.manifest.replica(dataset, array, chunk) or replica, data
+            # The order matters: a commit that ended since the row was read shows in the row, one that goes on in the intent.
             under_way = self.manifest.has_intent(dataset, array, chunk)
             if self.manifest.replica(dataset, array, chunk) == replica:
-                if not under_way or time.monotonic() > deadline:
+                if not under_way:
                     self.manifest.mark_damaged(replica)
+                if not under_way or time.monotonic() > deadline:
                     raise ChunkCorrupt(name, self.node_id, reason)
                 self.recover()
                 time.sleep(_SETTLE_SECONDS)
+
+    def _verified(self, path: Path, replica: Replica) -> tuple[bytes, str]:
+        """The bytes of a replica, and what is wrong with them."""
+        if replica.digest == EMPTY:
+            return b"", ""
+        try:
+            data = read_file(path)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return b"", "its file is missing"
+        except OSError as error:
+            return b"", f"its file cannot be read ({error.strerror})"
+        if len(data) == replica.nbytes and digest(data) == replica.digest:
+            return data, ""
+        return b"", f"{len(data)} bytes with digest {digest(data).hex()}, committed were {replica.nbytes}"
 
     # -- committing -----------------------------------------------------------------------------------------------------------
 
@@ -183,6 +269,7 @@ class NodeStore:
         """Take `source` by a hard link: no bytes are copied, and it is never written to, since commits replace files."""
         temporary = self.writer.temporary()
         with store_errors(self.root):
+            sync_data(source)  # whoever wrote it may not have; a row must not outlive its bytes
             os.link(source, temporary)
         return Staged(replica, temporary, replaces)
 
@@ -193,34 +280,53 @@ class NodeStore:
     def commit(self, staged: Sequence[Staged], *, durable: bool = True) -> None:
         """Make staged replicas the current ones, all in one group; each atomically by itself.
 
-        StaleChunk when a chunk is no longer at the generation it replaces, in which case nothing of the group is changed."""
+        StaleChunk when a chunk is no longer at the generation it replaces, NotFound when its dataset was removed; nothing of the
+        group is changed then, except that of two datasets of which one goes during the commit the other keeps its chunks. After a
+        StoreError each chunk is at the old generation or at the new."""
         if not staged:
             return
         replicas = [item.replica for item in staged]
-        self._announce(staged)
+        targets = self._announce(staged)
         try:
             with store_errors(self.root):
-                folders = set()
-                for item in staged:
-                    target = self.path(item.replica.dataset, item.replica.array, item.replica.chunk)
-                    if item.temporary is None:
-                        continue
-                    make_directories(target.parent, durable)
-                    os.rename(item.temporary, target)
-                    folders.add(target.parent)
+                for item, target in zip(staged, targets, strict=True):
+                    self._put_file(item, target, durable)
                 if durable:
-                    sync_directories(folders)
-            self.manifest.finish(replicas)
+                    sync_directories({target.parent for target in targets if target.parent.exists()})
+            gone = self.manifest.finish(replicas)
         except BaseException:
-            mine = {(replica.dataset, replica.array, replica.chunk) for replica in replicas}
-            intents = self.manifest.intents(self.writer.name)  # this writer's other threads have theirs there too
-            self._settle([i for i in intents if (i.replica.dataset, i.replica.array, i.replica.chunk) in mine])
-            self.discard(staged)
+            self._undo(staged)
             raise
+        if gone:
+            self._sweep()
+            raise NotFound("dataset", gone[0].dataset, hint="it was removed meanwhile")
 
-    def _announce(self, staged: Sequence[Staged]) -> None:
+    def _put_file(self, item: Staged, target: Path, durable: bool) -> None:
+        if item.temporary is None:
+            if target.parent.is_dir():
+                target.unlink(missing_ok=True)
+            return
+        make_directories(target.parent, durable)
+        os.rename(item.temporary, target)
+        item.temporary.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
+
+    def _undo(self, staged: Sequence[Staged]) -> None:
+        """Settle a commit that failed here. When that fails too, `recover` does it: in this process, or in another after it."""
+        mine = {item.replica for item in staged}
+        try:
+            self._settle([intent for intent in self.manifest.intents(self.writer.name) if intent.replica in mine])
+            self._sweep()
+        except (GpuflowError, OSError) as error:
+            with self._lock:
+                self._unsettled |= mine
+            logger.warning("node %s: a failed commit is not settled yet: %s", self.node_id, error)
+        self.discard(staged)
+
+    def _announce(self, staged: Sequence[Staged]) -> list[Path]:
+        """The files of the announced replicas."""
         deadline = time.monotonic() + _COMMIT_PATIENCE_SECONDS
         try:
+            targets = [self.path(item.replica.dataset, item.replica.array, item.replica.chunk) for item in staged]
             while blocked := self.manifest.announce([(item.replica, item.replaces) for item in staged], self.writer.name):
                 for replica, replaces, found in blocked:
                     if found != replaces or time.monotonic() > deadline:
@@ -228,6 +334,7 @@ class NodeStore:
                         raise StaleChunk(name, replaces, found)
                 self.recover()
                 time.sleep(_SETTLE_SECONDS)
+            return targets
         except BaseException:
             self.discard(staged)
             raise
@@ -236,35 +343,63 @@ class NodeStore:
         """Drop staged replicas that will not be committed."""
         for item in staged:
             if item.temporary is not None:
-                item.temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it goes with the writer's folder
+                    item.temporary.unlink(missing_ok=True)
 
     # -- after a crash --------------------------------------------------------------------------------------------------------
 
     def recover(self) -> int:
         """Settle what dead writers of this root left: finished commits get their rows, others leave the old chunk. How many."""
-        with store_errors(self.root), dead_writers(self.root) as dead:
-            names = {*dead, *(intent.writer for intent in self.manifest.intents() if not self._is_known(intent.writer))}
-            intents = [intent for name in sorted(names) for intent in self.manifest.intents(name)]
+        with store_errors(self.root):
+            count = self._settle_own()
+            with dead_writers(self.root) as dead:
+                names = {*dead, *(intent.writer for intent in self.manifest.intents() if not self._is_known(intent.writer))}
+                intents = [intent for name in sorted(names) for intent in self.manifest.intents(name)]
+                self._settle(intents)
+            self._sweep()
+        return count + len(intents)
+
+    def _settle_own(self) -> int:
+        """What this process could not settle when it failed."""
+        with self._lock:
+            mine, self._unsettled = self._unsettled, set()
+        if not mine:
+            return 0
+        intents = [intent for intent in self.manifest.intents() if intent.replica in mine]
+        try:
             self._settle(intents)
+        except BaseException:
+            with self._lock:
+                self._unsettled |= mine
+            raise
         return len(intents)
 
     def _is_known(self, writer: str) -> bool:
         return (self.root / "staging" / writer).exists()
 
     def _settle(self, intents: Sequence[Intent]) -> None:
-        """The file decides: the new bytes are there, and the commit is finished; or they are not, and it never happened."""
+        """The file decides: the new bytes are there, and the commit is finished; or they are not, and it never happened.
+
+        A commit of a chunk that has no file is carried out. One of a removed dataset never happened."""
         done, undone, folders = [], [], []
         for intent in intents:
-            path = self.path(intent.replica.dataset, intent.replica.array, intent.replica.chunk)
-            found = digest(read_file(path)) if path.exists() else None
-            if intent.replica.digest in (found, EMPTY):
-                done.append(intent.replica)
+            replica = intent.replica
+            try:
+                path = self.path(replica.dataset, replica.array, replica.chunk)
+            except NotFound:
+                undone.append(replica)
+                continue
+            if replica.digest == EMPTY:
+                self._put_file(Staged(replica, None, 0), path, True)
+            found = digest(read_file(path)) if path.is_file() else EMPTY
+            if replica.digest == found:
+                done.append(replica)
                 folders.append(path.parent)
             else:
-                undone.append(intent.replica)
+                undone.append(replica)
         sync_directories(folder for folder in folders if folder.exists())
         if done:
-            self.manifest.finish(done)
+            undone += self.manifest.finish(done)
         if undone:
             self.manifest.withdraw(undone)
         if intents:

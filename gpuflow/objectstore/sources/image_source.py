@@ -90,13 +90,13 @@ class ImageSource:
         numbers = np.arange(samples.start, samples.stop)
         files = np.searchsorted(self._offsets, numbers, side="right") - 1
         if array == LABEL:
-            return codec.encode(scan.labels[files])
+            return bytes(codec.encode(scan.labels[files]))
         block = np.empty(codec.metadata.grid.extent(linear), dtype=codec.metadata.dtype)
         for file in np.unique(files).tolist():
             places = np.flatnonzero(files == file)
             first = int(numbers[places[0]] - self._offsets[file])
             block[places] = self._samples(scan, file, range(first, first + len(places)))
-        return codec.encode(block)
+        return bytes(codec.encode(block))
 
     def path(self, array: str, linear: int) -> pathlib.Path | None:
         """None: the bytes are encoded anew."""

@@ -101,7 +101,7 @@ class ZarrSource:
             if isinstance(error, ConnectionError | TimeoutError) or getattr(error, "errno", None) is not None:
                 raise  # the disk or the network: worth another try
             raise SourceError(self.location, f"chunk {linear} of array {array!r} cannot be decoded: {error}") from error
-        return codec.encode(block)
+        return bytes(codec.encode(block))
 
     def path(self, array: str, linear: int) -> pathlib.Path | None:
         entry: _Entry = array_of(self._entries(), array)

@@ -1,0 +1,70 @@
+"""The grid's arithmetic, against NumPy and against its own inverses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpuflow.grid import Grid
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> Grid:
+    ndim = draw(st.integers(0, 4))
+    shape = draw(st.lists(st.integers(0, 9), min_size=ndim, max_size=ndim))
+    chunks = draw(st.lists(st.integers(1, 12), min_size=ndim, max_size=ndim))
+    return Grid(tuple(shape), tuple(chunks))
+
+
+@given(grids())
+def test_the_regions_tile_the_array(grid: Grid) -> None:
+    times_covered = np.zeros(grid.shape, dtype=int)
+    for linear in range(grid.size):
+        times_covered[grid.region(linear)] += 1
+        assert times_covered[grid.region(linear)].shape == grid.extent(linear)
+    assert (times_covered == 1).all()
+
+
+@given(grids())
+def test_linear_numbers_count_in_c_order(grid: Grid) -> None:
+    positions = [grid.unravel(linear) for linear in range(grid.size)]
+    assert positions == list(np.ndindex(*grid.counts))
+    assert [grid.ravel(position) for position in positions] == list(range(grid.size))
+
+
+@given(grids(), st.data())
+def test_covering_finds_the_chunks_that_overlap(grid: Grid, data: st.DataObject) -> None:
+    bounds = [sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2))) for size in grid.shape]
+    region = tuple(slice(start, stop) for start, stop in bounds)
+    owner = np.zeros(grid.shape, dtype=int)
+    for linear in range(grid.size):
+        owner[grid.region(linear)] = linear
+    assert grid.covering(region) == np.unique(owner[region]).tolist()
+
+
+def test_a_scalar_is_one_chunk_and_an_empty_array_none() -> None:
+    assert Grid((), ()).size == 1
+    assert Grid((), ()).region(0) == ()
+    assert Grid((), ()).covering(()) == [0]
+    assert Grid((0, 5), (2, 2)).size == 0
+    assert Grid((0, 5), (2, 2)).covering((slice(0, 0), slice(0, 5))) == []
+
+
+@pytest.mark.parametrize("linear", [-1, 6])
+def test_a_number_outside_the_grid_is_an_index_error(linear: int) -> None:
+    with pytest.raises(IndexError, match=f"chunk {linear} of a grid of 6"):
+        Grid((5, 4), (2, 2)).unravel(linear)
+
+
+@pytest.mark.parametrize("index", [(3, 0), (0, 2), (-1, 0)])
+def test_a_position_outside_the_grid_is_an_index_error(index: tuple[int, ...]) -> None:
+    with pytest.raises(IndexError):
+        Grid((5, 4), (2, 2)).ravel(index)
+
+
+@pytest.mark.parametrize(("shape", "chunks"), [((4,), ()), ((4,), (0,)), ((-1,), (2,))])
+def test_a_grid_that_is_none_is_refused(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="chunks"):
+        Grid(shape, chunks)
