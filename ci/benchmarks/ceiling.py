@@ -92,7 +92,9 @@ def over_chunks(chunks: int, threads: int, make_worker: Callable[[], Callable[[i
         thread.join()
 
 
-def normalise(source: Path, target: Path, chunks: int, nbytes: int, codec: Any, *, half: bool, threads: int, durable: bool = False) -> None:
+def normalise(
+    source: Path, target: Path, chunks: int, nbytes: int, codec: Any, *, half: bool, threads: int, durable: bool = False
+) -> None:
     """The normalise job over `chunks` files of float32, `nbytes` each when decoded. codec: of numcodecs, or None."""
     mean, std, low, high = (np.float32(value) for value in (280.0, 12.0, -3.0, 3.0))
 

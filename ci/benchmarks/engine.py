@@ -162,7 +162,9 @@ class Sides:
 
         def work() -> None:
             source = zarr.open_array(self.source, mode="r")
-            out = zarr.create_array(target, shape=source.shape, chunks=SHAPE, dtype="float16", compressors=zarr_codecs(self.codec))
+            out = zarr.create_array(
+                target, shape=source.shape, chunks=SHAPE, dtype="float16", compressors=zarr_codecs(self.codec)
+            )
             for start in range(0, source.shape[0], SHAPE[0]):
                 part = slice(start, start + SHAPE[0])
                 out[part] = np.clip((source[part] - np.float32(280.0)) / np.float32(12.0), -3, 3).astype(np.float16)
@@ -188,7 +190,36 @@ def measure(arguments: argparse.Namespace) -> Report:
             _jobs(report, sides, codec, arguments.rounds)
             remove_dataset(connection, f"in-{codec}")
             shutil.rmtree(sides.source)
+        _small_chunks(report, connection, base, arguments.rounds)
     return report
+
+
+def _small_chunks(report: Report, connection: Connection, base: Path, rounds: int) -> None:
+    """Microseconds a chunk of 64 KiB, from read to commit, on one thread's share: the run's wall time over its chunks."""
+    count, nbytes = 4096, 64 * 1024
+    path = base / "small.zarr"
+    array = zarr.create_array(path, shape=(count * nbytes // 4,), chunks=(nbytes // 4,), dtype="float32", compressors=None)
+    array[...] = np.random.default_rng(0).normal(280.0, 12.0, array.shape).astype(np.float32)
+    gpuflow.ingest(path, "small", connection=connection)
+
+    def microseconds(durability: str) -> Callable[[], float]:
+        output = {"dataset": "out", "compressor": "none"}
+        spec = from_dict({"source": "small", "steps": STEPS, "output": output, "run": {"durability": durability}})
+
+        def run() -> float:
+            began = time.perf_counter()
+            gpuflow.run(spec, connection=connection)
+            seconds = time.perf_counter() - began
+            remove_dataset(connection, "out")
+            return seconds / count * 1e6
+
+        return run
+
+    job = "64 KiB chunks, us each"
+    interleave(report, job, {"gpuflow": microseconds("atomic"), "gpuflow durable": microseconds("durable")}, rounds)
+    report.check(f"{job}, atomic", report.median(job, "gpuflow"), "<=", 60)
+    report.check(f"{job}, durable", report.median(job, "gpuflow durable"), "<=", 400)
+    remove_dataset(connection, "small")
 
 
 def _jobs(report: Report, sides: Sides, codec: str, rounds: int) -> None:
@@ -222,4 +253,6 @@ def _jobs(report: Report, sides: Sides, codec: str, rounds: int) -> None:
         interleave(report, job, statistics, rounds)
         best = max(("dask threads", "dask distributed"), key=lambda side: report.median(job, side))
         report.check(f"{job}: gpuflow / {best}", report.ratio(job, "gpuflow", best), ">=", {"raw": 8, "zstd": 2}[codec])
-    interleave(report, f"normalise {codec}, in place", {"gpuflow": sides.gpuflow_in_place, "by hand": sides.by_hand(half=False)}, rounds)
+    interleave(
+        report, f"normalise {codec}, in place", {"gpuflow": sides.gpuflow_in_place, "by hand": sides.by_hand(half=False)}, rounds
+    )

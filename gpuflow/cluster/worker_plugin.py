@@ -16,6 +16,7 @@ from distributed.utils import sync
 
 from gpuflow.cluster.messages import NodeInfo
 from gpuflow.errors import ChunkCorrupt, ChunkLost
+from gpuflow.storage.buffers import Slots
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
@@ -27,10 +28,10 @@ _FETCH_SECONDS = 60.0  # a chunk that takes longer comes from a peer that stalls
 
 
 class NodeRuntime:
-    """`worker.gpuflow`: the store, and the way to peers and scheduler. Methods are called from task threads."""
+    """`worker.gpuflow`: the store, the buffers, and the way to peers and scheduler. Methods are called from task threads."""
 
     def __init__(self, worker: Worker, store: NodeStore) -> None:
-        self.worker, self.store = worker, store
+        self.worker, self.store, self.slots = worker, store, Slots()
         self.sent: Counter[str] = Counter()  # run -> chunk bytes that left this worker
         self._serving = asyncio.Semaphore(_SERVED_AT_ONCE)
 

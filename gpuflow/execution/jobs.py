@@ -21,13 +21,13 @@ from gpuflow.storage.record import DatasetRecord
 def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block]:
     """The valid part of a chunk, decoded. ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
     replica, data = lane.read(chunk)
-    codec = lane.store.codec(lane.group.dataset, lane.group.array)
+    codec = lane.codec
     with lane.tally.timed("decode"):
         if replica.digest == EMPTY:
             block = codec.filled()
         else:
             try:
-                block = codec.decode(data)
+                block = codec.decode(data, lane.slot.decoded)
             except CodecError as error:
                 name = lane.store.record(lane.group.dataset).chunk_name(lane.group.array, chunk)
                 raise ChunkCorrupt(name, lane.store.node_id, f"does not decode ({error})") from error
@@ -36,7 +36,7 @@ def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block]:
 
 def apply_steps(lane: Lane, steps: tuple[Step, ...], chunk: int, block: Block) -> Block:
     """`block` after all steps."""
-    region = lane.store.codec(lane.group.dataset, lane.group.array).metadata.grid.region(chunk)
+    region = lane.codec.metadata.grid.region(chunk)
     with lane.tally.timed("compute"):
         for step in steps:
             block = step.apply(np, block, region)
@@ -54,11 +54,11 @@ class MapJob:
     steps: tuple[Step, ...]
     made_by: str
     in_place: bool = False
+    durable: bool = True
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done: the manifest knows, and in place nothing else does."""
-        array = lane.group.array
-        there = lane.store.manifest.replica(self.target, array, chunk)
+        there = lane.there(self.target).get(chunk)
         if self.in_place and there is not None and there.recipe == recipe(self.made_by, there.inputs):
             return lane.skip()
         source, block = load_block(lane, chunk)
@@ -67,9 +67,9 @@ class MapJob:
             return lane.skip()
         block = apply_steps(lane, self.steps, chunk, block)
         with lane.tally.timed("encode"):
-            data = lane.store.codec(self.target, array).encode(block)
-        replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
+            data = lane.store.codec(self.target, lane.group.array).encode(block, lane.slot.whole)
         with lane.tally.timed("commit"):
+            replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
             staged = lane.store.stage(replica, data, replaces=here)
         lane.add(staged)
 
@@ -85,11 +85,11 @@ class CarryJob:
     records: tuple[DatasetRecord, ...]
     target: str
     made_by: str
+    durable: bool = True
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Take over one chunk."""
-        group = lane.group
-        there = lane.store.manifest.replica(self.target, group.array, chunk)
+        there = lane.there(self.target).get(chunk)
         source, data = lane.read(chunk)
         wanted = recipe(self.made_by, source.digest)
         if there is not None and there.recipe == wanted:
@@ -125,11 +125,12 @@ class StatisticsJob:
     records: tuple[DatasetRecord, ...]
     steps: tuple[Step, ...]
     request: MomentsRequest
+    durable: bool = True
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Moments of one chunk, placed in the kept axes of the whole array."""
         _, block = load_block(lane, chunk)
-        grid = lane.store.codec(lane.group.dataset, lane.group.array).metadata.grid
+        grid = lane.codec.metadata.grid
         block = apply_steps(lane, self.steps, chunk, block)
         region, keep = grid.region(chunk), self.request.keep
         with lane.tally.timed("compute"):
@@ -140,5 +141,5 @@ class StatisticsJob:
 
     def result(self, lane: Lane) -> dict[Node, Moments]:
         """Partial results by tree node."""
-        size = lane.store.codec(lane.group.dataset, lane.group.array).metadata.grid.size
+        size = lane.codec.metadata.grid.size
         return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, Moments.merge)

@@ -8,12 +8,15 @@ import logging
 import time
 import traceback
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.errors import ChunkLost, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Tally
+from gpuflow.storage.buffers import Slot
+from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
@@ -30,6 +33,11 @@ class Job(Protocol):
     @property
     def records(self) -> tuple[DatasetRecord, ...]:
         """The datasets that it reads and writes, for nodes that have not heard of them."""
+        ...
+
+    @property
+    def durable(self) -> bool:
+        """Whether its commits survive a power loss, or only the death of processes."""
         ...
 
     def process(self, lane: Lane, chunk: int) -> None:
@@ -51,36 +59,73 @@ class GroupResult:
 
 @dataclass
 class Lane:
-    """The passage of one group through this worker."""
+    """The passage of one group through this worker, in the buffers of one slot. What is needed of the manifest is asked once a group."""
 
     runtime: NodeRuntime
     group: ChunkGroup
+    slot: Slot
+    durable: bool = True
     tally: Tally = field(default_factory=Tally)
     values: dict[int, Any] = field(default_factory=dict)
     """Per chunk results of a job that writes nothing."""
     staged: list[Staged] = field(default_factory=list)
-    _peers: dict[int, list[str]] | None = None
 
     @property
     def store(self) -> NodeStore:
         """This node's store."""
         return self.runtime.store
 
-    def read(self, chunk: int) -> tuple[Replica, bytes]:
-        """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer."""
+    @cached_property
+    def codec(self) -> ArrayCodec:
+        """Of the array that is read."""
+        return self.store.codec(self.group.dataset, self.group.array)
+
+    @cached_property
+    def _rows(self) -> dict[int, tuple[int, int]]:
+        """(planned generation, newest generation of the output) by chunk."""
+        return dict(zip(self.group.chunks, zip(self.group.generations, self.group.newest, strict=True), strict=True))
+
+    @cached_property
+    def _replicas(self) -> dict[str, dict[int, Replica]]:
+        return {}
+
+    def there(self, dataset: str) -> dict[int, Replica]:
+        """This node's replicas of the group's chunks in `dataset`, as they were when first asked for."""
+        if dataset not in self._replicas:
+            self._replicas[dataset] = self.store.manifest.replicas_of(dataset, self.group.array, self.group.chunks)
+        return self._replicas[dataset]
+
+    @cached_property
+    def _folder(self) -> str:
+        return f"{self.store.root}/datasets/{self.group.dataset}/{self.group.array}"
+
+    @cached_property
+    def _peers(self) -> dict[int, list[str]]:
+        """Who else has the chunks: one look-up for the group, since look-ups one by one are what stalled others."""
+        found = self.runtime.locate(self.group.dataset, self.group.array, self.group.chunks)
+        return dict(zip(self.group.chunks, found, strict=True))
+
+    def read(self, chunk: int) -> tuple[Replica, bytes | memoryview[int]]:
+        """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
+        slot's first buffer, until the next read."""
         group = self.group
+        if not self.holds(chunk):
+            return self._fetch(chunk)
         with self.tally.timed("read"):
-            if self.holds(chunk):
+            replica = self.there(group.dataset)[chunk]
+            path = f"{self._folder}/{self.codec.metadata.key(chunk)}"
+            data: bytes | memoryview[int] | None = self.store.read_known(path, replica, self.slot.stored)
+            if data is None:
                 replica, data = self.store.read(group.dataset, group.array, chunk)
-                self.tally.read += len(data)
-                self.tally.local_chunks += 1
-                return replica, data
+        self.tally.read += len(data)
+        self.tally.local_chunks += 1
+        return replica, data
+
+    def _fetch(self, chunk: int) -> tuple[Replica, bytes]:
+        group = self.group
         began = time.perf_counter()
         with self.tally.timed("transfer"):
-            if self._peers is None:  # one look-up for the group: per-object look-ups are what stalled others
-                found = self.runtime.locate(group.dataset, group.array, group.chunks)
-                self._peers = dict(zip(group.chunks, found, strict=True))
-            name = self.store.record(group.dataset).chunk_name(group.array, chunk)
+            name = self._name(chunk)
             replica, data = self.runtime.fetch(name, self._peers[chunk], group.dataset, group.array, chunk, group.run)
         self.runtime.announce([], (len(data), time.perf_counter() - began))
         self.tally.shipped += len(data)
@@ -90,16 +135,18 @@ class Lane:
 
     def holds(self, chunk: int) -> bool:
         """Whether this node has the planned generation of the chunk, or a newer one."""
-        here = self.store.manifest.replica(self.group.dataset, self.group.array, chunk)
-        return here is not None and here.generation >= self.group.generations[self.group.chunks.index(chunk)]
+        here = self.there(self.group.dataset).get(chunk)
+        return here is not None and here.generation >= self._rows[chunk][0]
 
-    def output(self, dataset: str, chunk: int, data: bytes | memoryview, recipe: bytes, inputs: bytes) -> tuple[Replica, int]:
+    def output(
+        self, dataset: str, chunk: int, data: bytes | memoryview[int], recipe: bytes, inputs: bytes
+    ) -> tuple[Replica, int]:
         """The replica that follows what there is of an output chunk, and the generation that it replaces on this node.
 
         The generation is above every one that the plan saw, on whatever node, so that the newest is always the last made."""
-        there = self.store.manifest.replica(dataset, self.group.array, chunk)
+        there = self.there(dataset).get(chunk)
         here = there.generation if there else 0
-        generation = max(here, self.group.newest[self.group.chunks.index(chunk)]) + 1
+        generation = max(here, self._rows[chunk][1]) + 1
         checksum = digest(data) if len(data) else EMPTY
         return Replica(dataset, self.group.array, chunk, generation, len(data), checksum, recipe, inputs), here
 
@@ -127,7 +174,7 @@ class Lane:
     def _commit(self, staged: list[Staged]) -> list[Replica]:
         """The replicas that are now current: all or none. Those that one stale chunk held up are tried again without it."""
         try:
-            self.store.commit(staged)
+            self.store.commit(staged, durable=self.durable)
             return [item.replica for item in staged]
         except StaleChunk as stale:
             for item in staged:
@@ -183,13 +230,15 @@ class GroupNotCommitted(GpuflowError):
 
 def run_group(group: ChunkGroup, job: Job) -> GroupResult:
     """The function of every chunk task."""
-    lane = Lane(runtime(), group)
+    here = runtime()
     for record in job.records:
-        lane.store.put_record(record)
-    for chunk in group.chunks:
-        try:
-            job.process(lane, chunk)
-        except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
-            lane.fail(chunk, error)
-    lane.flush()
-    return GroupResult(lane.tally, job.result(lane))
+        here.store.put_record(record)
+    with here.slots.take() as slot:
+        lane = Lane(here, group, slot, job.durable)
+        for chunk in group.chunks:
+            try:
+                job.process(lane, chunk)
+            except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
+                lane.fail(chunk, error)
+        lane.flush()
+        return GroupResult(lane.tally, job.result(lane))

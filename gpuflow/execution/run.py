@@ -114,13 +114,13 @@ def _check_complete(connection: Connection, plan: Plan, record: DatasetRecord) -
 
 def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord) -> list[tuple[ChunkGroup, Job]]:
     """The tasks of one array. What is changed in place stays on its node, in one manifest's transactions."""
-    array, in_place = part.array, plan.spec.output.in_place
+    array, in_place, durable = part.array, plan.spec.output.in_place, plan.spec.run.durability == "durable"
     records = (plan.source,) if in_place else (plan.source, record)
     job: Job
     if array.carried:
-        job = CarryJob(records, plan.target, part.made_by)
+        job = CarryJob(records, plan.target, part.made_by, durable)
     else:
-        job = MapJob(records, plan.target, array.steps, part.made_by, in_place)
+        job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable)
     groups = run.groups(array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
     return [(group, job) for group in groups]
 

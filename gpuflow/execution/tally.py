@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,11 +50,21 @@ class Tally:
         self.by_node.update(other.by_node)
         self.failures += other.failures
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of the block to `stage`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - began
+    def timed(self, stage: str) -> _Clock:
+        """Adds the time of a `with` block to `stage`."""
+        return _Clock(self.seconds, stage)
+
+
+class _Clock:
+    """A context manager of our own: contextlib's costs 1.5 us, six times a chunk."""
+
+    __slots__ = ("_began", "_seconds", "_stage")
+
+    def __init__(self, seconds: dict[str, float], stage: str) -> None:
+        self._seconds, self._stage = seconds, stage
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._stage] += time.perf_counter() - self._began

@@ -38,12 +38,13 @@ class IngestJob:
     source: Source
     made_by: str
     link: bool = False
+    durable: bool = True
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Take in one chunk; one that is absent in the source is recorded as fill value."""
         group, inputs = lane.group, digest(f"{lane.group.array}:{chunk}".encode())
         wanted = recipe(self.made_by, inputs)
-        there = lane.store.manifest.replica(group.dataset, group.array, chunk)
+        there = lane.there(group.dataset).get(chunk)
         if there is not None and there.recipe == wanted:
             return lane.skip()
         path = self.source.path(group.array, chunk) if self.link else None

@@ -96,10 +96,12 @@ class OutputSpec(_Section, frozen=True):
 
 
 class RunSpec(_Section, frozen=True):
-    """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster."""
+    """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster. `durability`: durable
+    commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest."""
 
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
     workers: Annotated[int, Field(ge=1)] | None = None
+    durability: Literal["durable", "atomic"] = "durable"
 
     def to_value(self) -> dict[str, Any]:
         return {name: value for name, value in self if value != type(self).model_fields[name].default}

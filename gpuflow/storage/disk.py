@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import uuid
@@ -15,8 +16,11 @@ from pathlib import Path
 import xxhash
 
 from gpuflow.errors import GpuflowError, StoreError
+from gpuflow.storage.buffers import Buffer
 
-DIGEST_NBYTES = 16
+_libc = ctypes.CDLL(None)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -25,7 +29,8 @@ def digest(data: bytes | memoryview) -> bytes:
 
 
 def write_file(path: Path, data: bytes | memoryview, durable: bool = True) -> None:
-    """Create `path` with `data`, fsynced when durable. FileExistsError when it is there. A failed write leaves no file."""
+    """Create `path` with `data`, fsynced when durable, else on its way to the disk. FileExistsError when it is there. A failed write
+    leaves no file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         try:
@@ -34,11 +39,19 @@ def write_file(path: Path, data: bytes | memoryview, durable: bool = True) -> No
                 view = view[os.write(descriptor, view) :]
             if durable:
                 os.fsync(descriptor)
+            else:
+                _start_writeback(descriptor)
         finally:
             os.close(descriptor)  # a network file system may report the full disk here
     except BaseException:
         os.unlink(path)
         raise
+
+
+def _start_writeback(descriptor: int) -> None:
+    """Have the kernel begin to write, without waiting: an fsync that comes later finds it done (measured on ext4: half the time of
+    fsyncs one after the other)."""
+    _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 
 def read_file(path: Path) -> bytes:
@@ -53,6 +66,19 @@ def read_file(path: Path) -> bytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
     finally:
         os.close(descriptor)
+
+
+def read_into(path: str | Path, nbytes: int, buffer: Buffer) -> memoryview[int] | None:
+    """The bytes of `path` in `buffer`; None when they are not `nbytes` many. FileNotFoundError when it is not there."""
+    memory = buffer.bytes(nbytes + 1)  # a byte more than there should be, to see that there is none
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        position = 0
+        while position <= nbytes and (part := os.preadv(descriptor, [memory[position:].data], position)):
+            position += part
+    finally:
+        os.close(descriptor)
+    return memory.data[:nbytes] if position == nbytes else None
 
 
 def sync_data(path: Path) -> None:

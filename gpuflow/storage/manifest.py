@@ -82,7 +82,7 @@ class Manifest:
     def __init__(self, path: Path, *, create: bool = True) -> None:
         if not create and not path.exists():
             raise StoreError(str(path.parent), "holds no gpuflow store", "ingest something first, or give the right root")
-        self._path, self._lock = path, threading.RLock()
+        self._path, self._lock, self._durable = path, threading.RLock(), True
         with self._sqlite_errors():
             self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
@@ -170,6 +170,13 @@ class Manifest:
         )
         return Replica(dataset, array, chunk, *rows[0]) if rows else None
 
+    def replicas_of(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, Replica]:
+        """The replicas of those of `chunks` that are here."""
+        marks = ",".join("?" * len(chunks))
+        identity = self._array_id(dataset, array)
+        rows = self._rows(f"SELECT chunk, {_COLUMNS} FROM replica WHERE array = ? AND chunk IN ({marks})", identity, *chunks)
+        return {row[0]: Replica(dataset, array, *row) for row in rows}
+
     def replicas(self, dataset: str, array: str) -> NDArray[Any]:
         """All replicas of an array on this node: REPLICA_DTYPE, ordered by chunk."""
         rows = self._rows(
@@ -205,12 +212,14 @@ class Manifest:
 
     # -- commits --------------------------------------------------------------------------------------------------------------
 
-    def announce(self, commits: Sequence[tuple[Replica, int]], writer: str) -> list[tuple[Replica, int, int]]:
+    def announce(
+        self, commits: Sequence[tuple[Replica, int]], writer: str, *, durable: bool = True
+    ) -> list[tuple[Replica, int, int]]:
         """Write an intent for each (replica, generation that it replaces), in one transaction.
 
         Returns those that cannot go ahead, with the generation found, and then writes none: the chunk is at another generation,
         or another intent stands on it. NotFound when the dataset was removed."""
-        with self.transaction():
+        with self.transaction(durable=durable):
             for name in {replica.dataset for replica, _ in commits}:
                 if self._is_removed(name):
                     raise NotFound("dataset", name, hint="it was removed meanwhile")
@@ -228,11 +237,11 @@ class Manifest:
                 self._connection.executemany("INSERT INTO intent VALUES (?,?,?,?,?,?,?,?,?)", rows)
             return blocked
 
-    def finish(self, replicas: Sequence[Replica]) -> list[Replica]:
+    def finish(self, replicas: Sequence[Replica], *, durable: bool = True) -> list[Replica]:
         """The files of these announced replicas are in place: write their rows, end their intents.
 
         Returns those whose dataset was removed meanwhile; they get no row. One whose intent has ended already is passed over."""
-        with self.transaction():
+        with self.transaction(durable=durable):
             announced = [replica for replica in replicas if self._end_intent(replica)]
             gone = {name for name in {replica.dataset for replica in announced} if self._is_removed(name)}
             kept = [replica for replica in announced if replica.dataset not in gone]
@@ -282,12 +291,17 @@ class Manifest:
             return self._connection.execute(statement, parameters).fetchall()
 
     @contextmanager
-    def transaction(self, kind: str = "IMMEDIATE") -> Iterator[None]:
-        """A transaction, for writing unless it is DEFERRED; nests into the one that is open. No other thread gets in between."""
+    def transaction(self, kind: str = "IMMEDIATE", *, durable: bool = True) -> Iterator[None]:
+        """A transaction, for writing unless it is DEFERRED; nests into the one that is open. No other thread gets in between.
+
+        Not durable: it survives the process, and after a power loss the manifest is whole but may lack it."""
         with self._lock, self._sqlite_errors():
             if self._connection.in_transaction:
                 yield
                 return
+            if durable != self._durable:
+                self._connection.execute(f"PRAGMA synchronous={'FULL' if durable else 'NORMAL'}")
+                self._durable = durable
             self._connection.execute(f"BEGIN {kind}")
             try:
                 yield

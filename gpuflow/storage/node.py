@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ConfigError, GpuflowError, NotFound, Problem, StaleChunk, StoreError
+from gpuflow.storage.buffers import Buffer
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import (
     digest,
     make_directories,
     read_file,
+    read_into,
     store_errors,
     sync_data,
     sync_directories,
@@ -242,6 +244,17 @@ class NodeStore:
                 self.recover()
                 time.sleep(_SETTLE_SECONDS)
 
+    def read_known(self, path: str, replica: Replica, buffer: Buffer) -> memoryview[int] | None:
+        """The verified bytes of a chunk whose row and file were looked up before, in `buffer`. None when they are no longer the file's:
+        then `read` knows what is the case."""
+        if replica.digest == EMPTY or replica.recipe == UNKNOWN:
+            return None
+        try:
+            data = read_into(path, replica.nbytes, buffer)
+        except OSError:
+            return None
+        return data if data is not None and digest(data) == replica.digest else None
+
     def _verified(self, path: Path, replica: Replica) -> tuple[bytes, str]:
         """The bytes of a replica, and what is wrong with them."""
         if replica.digest == EMPTY:
@@ -258,18 +271,18 @@ class NodeStore:
 
     # -- committing -----------------------------------------------------------------------------------------------------------
 
-    def stage(self, replica: Replica, data: bytes | memoryview, *, replaces: int = 0, durable: bool = True) -> Staged:
-        """Write the chunk's bytes beside the tree. StoreError when there is no room; nothing is left behind then."""
+    def stage(self, replica: Replica, data: bytes | memoryview, *, replaces: int = 0) -> Staged:
+        """Write the chunk's bytes beside the tree; `commit` makes them durable. StoreError when there is no room; nothing is left behind
+        then."""
         temporary = self.writer.temporary()
         with store_errors(self.root):
-            write_file(temporary, data, durable)
+            write_file(temporary, data, durable=False)
         return Staged(replica, temporary, replaces)
 
     def stage_link(self, replica: Replica, source: Path, *, replaces: int = 0) -> Staged:
         """Take `source` by a hard link: no bytes are copied, and it is never written to, since commits replace files."""
         temporary = self.writer.temporary()
         with store_errors(self.root):
-            sync_data(source)  # whoever wrote it may not have; a row must not outlive its bytes
             os.link(source, temporary)
         return Staged(replica, temporary, replaces)
 
@@ -278,7 +291,8 @@ class NodeStore:
         return Staged(replica, None, replaces)
 
     def commit(self, staged: Sequence[Staged], *, durable: bool = True) -> None:
-        """Make staged replicas the current ones, all in one group; each atomically by itself.
+        """Make staged replicas the current ones, all in one group; each atomically by itself. Durable: they survive a power loss; else
+        only the death of processes, and a chunk that a power loss damaged is found by its digest.
 
         StaleChunk when a chunk is no longer at the generation it replaces, NotFound when its dataset was removed; nothing of the
         group is changed then, except that of two datasets of which one goes during the commit the other keeps its chunks. After a
@@ -286,14 +300,14 @@ class NodeStore:
         if not staged:
             return
         replicas = [item.replica for item in staged]
-        targets = self._announce(staged)
+        targets = self._announce(staged, durable)
         try:
             with store_errors(self.root):
                 for item, target in zip(staged, targets, strict=True):
                     self._put_file(item, target, durable)
                 if durable:
                     sync_directories({target.parent for target in targets if target.parent.exists()})
-            gone = self.manifest.finish(replicas)
+            gone = self.manifest.finish(replicas, durable=durable)
         except BaseException:
             self._undo(staged)
             raise
@@ -322,12 +336,17 @@ class NodeStore:
             logger.warning("node %s: a failed commit is not settled yet: %s", self.node_id, error)
         self.discard(staged)
 
-    def _announce(self, staged: Sequence[Staged]) -> list[Path]:
-        """The files of the announced replicas."""
+    def _announce(self, staged: Sequence[Staged], durable: bool) -> list[Path]:
+        """The files of the announced replicas. Their bytes are durable first, for an intent may be carried out by another process."""
         deadline = time.monotonic() + _COMMIT_PATIENCE_SECONDS
+        commits = [(item.replica, item.replaces) for item in staged]
         try:
-            targets = [self.path(item.replica.dataset, item.replica.array, item.replica.chunk) for item in staged]
-            while blocked := self.manifest.announce([(item.replica, item.replaces) for item in staged], self.writer.name):
+            targets = self._targets([item.replica for item in staged])
+            with store_errors(self.root):
+                for item in staged:
+                    if durable and item.temporary is not None:
+                        sync_data(item.temporary)
+            while blocked := self.manifest.announce(commits, self.writer.name, durable=durable):
                 for replica, replaces, found in blocked:
                     if found != replaces or time.monotonic() > deadline:
                         name = self.record(replica.dataset).chunk_name(replica.array, replica.chunk)
@@ -338,6 +357,11 @@ class NodeStore:
         except BaseException:
             self.discard(staged)
             raise
+
+    def _targets(self, replicas: Sequence[Replica]) -> list[Path]:
+        records = {name: self.record(name) for name in {replica.dataset for replica in replicas}}
+        names = (records[replica.dataset].chunk_name(replica.array, replica.chunk) for replica in replicas)
+        return [self.root / "datasets" / name for name in names]
 
     def discard(self, staged: Sequence[Staged]) -> None:
         """Drop staged replicas that will not be committed."""

@@ -37,12 +37,12 @@ def _link(store: NodeStore) -> list[Staged]:
     return [store.stage_link(replica, store.root.parent / SOURCE, replaces=1)]
 
 
-def _several(*chunks: tuple[int, int, bytes | None], durable: bool = True) -> Callable[[NodeStore], list[Staged]]:
+def _several(*chunks: tuple[int, int, bytes | None]) -> Callable[[NodeStore], list[Staged]]:
     def staged(store: NodeStore) -> list[Staged]:
         items: list[Staged] = []
         try:
             for chunk, generation, data in chunks:
-                items.append(stage(store, chunk, generation, data, durable=durable))  # noqa: PERF401 - kept for discard
+                items.append(stage(store, chunk, generation, data))
         except BaseException:
             store.discard(items)
             raise
@@ -62,7 +62,7 @@ SCENARIOS: dict[str, Scenario] = {
     "empty over a file": Scenario(_several((0, 2, b"")), {0: None}),
     "empty and new": Scenario(_several((3, 1, b"")), {3: None}),
     "group of 3": Scenario(_several(*_GROUP), _GROUP_AFTER),
-    "group, not durable": Scenario(_several(*_GROUP, durable=False), _GROUP_AFTER, durable=False),
+    "group, not durable": Scenario(_several(*_GROUP), _GROUP_AFTER, durable=False),
 }
 
 BEFORE = {chunk: content(chunk, 1) for chunk in (0, 1, 2)}

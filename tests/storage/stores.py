@@ -41,15 +41,13 @@ def new_replica(chunk: int, generation: int, data: bytes | None = None, name: st
     return Replica(name, ARRAY, chunk, generation, len(data), checksum, recipe, digest(b"inputs"))
 
 
-def stage(
-    store: NodeStore, chunk: int, generation: int, data: bytes | None = None, name: str = "d", durable: bool = True
-) -> Staged:
+def stage(store: NodeStore, chunk: int, generation: int, data: bytes | None = None, name: str = "d") -> Staged:
     """Generation `generation` of a chunk, to follow the one before it."""
     replica = new_replica(chunk, generation, data, name)
     if replica.digest == EMPTY:
         return store.stage_empty(replica, replaces=generation - 1)
     stored = content(chunk, generation) if data is None else data
-    return store.stage(replica, stored, replaces=generation - 1, durable=durable)
+    return store.stage(replica, stored, replaces=generation - 1)
 
 
 def new_store(root: Path, chunks: Sequence[int] = (0, 1, 2)) -> NodeStore:
@@ -80,7 +78,7 @@ def hold_store(root: Path) -> None:
     store = NodeStore(root)
     item = stage(store, 0, 2)
     store.manifest.announce([(item.replica, item.replaces)], store.writer.name)
-    print("ready", flush=True)
+    os.write(1, b"ready\n")
     time.sleep(60)
 
 

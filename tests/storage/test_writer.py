@@ -86,9 +86,13 @@ def test_temporaries_of_the_dead_stay_when_settling_fails(tmp_path: Path) -> Non
     folder = tmp_path / "staging" / "dead"
     folder.mkdir(parents=True)
     (folder / "0").write_bytes(b"x")
-    with pytest.raises(RuntimeError), dead_writers(tmp_path) as dead:
-        assert dead == ["dead"]
-        raise RuntimeError
+
+    def fail() -> None:
+        with dead_writers(tmp_path) as dead:
+            raise RuntimeError(*dead)
+
+    with pytest.raises(RuntimeError, match="dead"):
+        fail()
     assert (folder / "0").exists()
     assert _dead(tmp_path) == ["dead"]
     assert not folder.exists()

@@ -1,0 +1,264 @@
+"""Rows, intents and records, with several processes at one file."""
+
+from __future__ import annotations
+
+import sqlite3
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpuflow.errors import NotFound, StoreError
+from gpuflow.storage.manifest import REPLICA_DTYPE, UNKNOWN, Manifest, Replica
+from gpuflow.storage.record import DatasetRecord
+from tests.storage.stores import ARRAY, commit_rows, new_record, new_replica
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return Manifest(tmp_path / "manifest.sqlite")
+
+
+def _commit(manifest: Manifest, *replicas: Replica) -> None:
+    assert manifest.announce([(replica, replica.generation - 1) for replica in replicas], "w") == []
+    assert manifest.finish(replicas) == []
+
+
+def _sequence(manifest: Manifest) -> list[int]:
+    return [row[0] for row in manifest._rows("SELECT seq FROM replica ORDER BY seq")]
+
+
+def test_a_commit_is_announced_and_finished(manifest: Manifest) -> None:
+    replica = new_replica(3, 1)
+    assert manifest.announce([(replica, 0)], "w") == []
+    assert manifest.replica("d", ARRAY, 3) is None
+    assert manifest.has_intent("d", ARRAY, 3)
+    (intent,) = manifest.intents()
+    assert (intent.replica, intent.before, intent.writer) == (replica, None, "w")
+    assert manifest.intents("w") == [intent]
+    assert manifest.intents("v") == []
+    manifest.finish([replica])
+    assert manifest.replica("d", ARRAY, 3) == replica
+    assert not manifest.has_intent("d", ARRAY, 3)
+    following = new_replica(3, 2)
+    manifest.announce([(following, 1)], "w")
+    assert manifest.intents()[0].before == replica.digest
+    manifest.close()
+    manifest.close()
+
+
+def test_withdrawing_leaves_the_old_row(manifest: Manifest) -> None:
+    _commit(manifest, new_replica(0, 1))
+    manifest.announce([(new_replica(0, 2), 1), (new_replica(1, 1), 0)], "w")
+    manifest.withdraw([new_replica(0, 2), new_replica(1, 1)])
+    assert manifest.intents() == []
+    assert manifest.replica("d", ARRAY, 0) == new_replica(0, 1)
+    assert manifest.replica("d", ARRAY, 1) is None
+
+
+@pytest.mark.parametrize(("replaces", "found"), [(0, 1), (2, 1)])
+def test_another_generation_blocks_the_whole_group(manifest: Manifest, replaces: int, found: int) -> None:
+    _commit(manifest, new_replica(0, 1))
+    stale = new_replica(0, replaces + 1)
+    assert manifest.announce([(new_replica(1, 1), 0), (stale, replaces)], "w") == [(stale, replaces, found)]
+    assert manifest.intents() == []
+
+
+def test_another_intent_blocks(manifest: Manifest) -> None:
+    first, second = new_replica(0, 1), replace(new_replica(0, 1), recipe=b"r" * 16)
+    manifest.announce([(first, 0)], "w")
+    assert manifest.announce([(second, 0)], "v") == [(second, 0, 0)]
+    assert [intent.writer for intent in manifest.intents()] == ["w"]
+
+
+def test_a_chunk_twice_in_a_group_is_refused_whole(manifest: Manifest) -> None:
+    with pytest.raises(StoreError, match="UNIQUE"):
+        manifest.announce([(new_replica(0, 1), 0), (new_replica(0, 1), 0)], "w")
+    assert manifest.intents() == []
+    _commit(manifest, new_replica(0, 1))
+
+
+def test_who_settles_late_changes_nothing(manifest: Manifest) -> None:
+    """Two processes settle the same commit, and a third has committed in between."""
+    _commit(manifest, new_replica(0, 1))
+    manifest.finish([new_replica(0, 1)])
+    _commit(manifest, new_replica(0, 2))
+    newest, _ = manifest.changes(0)
+    manifest.finish([new_replica(0, 1)])
+    assert manifest.replica("d", ARRAY, 0) == new_replica(0, 2)
+    assert manifest.changes(newest) == (newest, {})
+    manifest.announce([(new_replica(0, 3), 2)], "w")
+    manifest.withdraw([new_replica(0, 2)])
+    assert manifest.has_intent("d", ARRAY, 0)
+    manifest.finish([new_replica(5, 1, name="nobody knows it")])
+    assert manifest._rows("SELECT count(*) FROM replica") == [(1,)]
+
+
+def test_changes_are_complete(manifest: Manifest) -> None:
+    assert manifest.changes(0) == (0, {})
+    _commit(manifest, new_replica(4, 1), new_replica(0, 1))
+    _commit(manifest, new_replica(2, 1, name="e"))
+    first, found = manifest.changes(0)
+    assert {name: [column.tolist() for column in columns] for name, columns in found.items()} == {
+        ("d", ARRAY): [[0, 4], [1, 1]],
+        ("e", ARRAY): [[2], [1]],
+    }
+    _commit(manifest, new_replica(4, 2))
+    second, found = manifest.changes(first)
+    assert second == first + 1 == 4
+    assert [column.tolist() for column in found["d", ARRAY]] == [[4], [2]]
+    assert all(column.dtype == np.uint32 for column in found["d", ARRAY])
+
+
+def test_replicas_are_one_table(manifest: Manifest) -> None:
+    _commit(manifest, new_replica(4, 1), new_replica(0, 1))
+    table = manifest.replicas("d", ARRAY)
+    assert table.dtype == REPLICA_DTYPE
+    assert table["chunk"].tolist() == [0, 4]
+    assert table["digest"][1].tobytes() == new_replica(4, 1).digest
+    assert table["recipe"][1].tobytes() == new_replica(4, 1).recipe
+    assert len(manifest.replicas("d", "none")) == 0
+    assert manifest.replicas("d", "none").dtype == REPLICA_DTYPE
+
+
+def test_a_damaged_replica_shows_no_recipe(manifest: Manifest) -> None:
+    replica = new_replica(0, 1)
+    _commit(manifest, replica)
+    manifest.mark_damaged(new_replica(0, 2))  # another generation than the one that is here
+    assert manifest.replica("d", ARRAY, 0) == replica
+    manifest.mark_damaged(replica)
+    assert manifest.replica("d", ARRAY, 0) == replace(replica, recipe=UNKNOWN)
+    assert manifest.replicas("d", ARRAY)["recipe"][0].tobytes() == UNKNOWN
+    manifest.mark_damaged(replica, False)
+    assert manifest.replica("d", ARRAY, 0) == replica
+    manifest.mark_damaged(replica)
+    _commit(manifest, new_replica(0, 2))
+    assert manifest.replica("d", ARRAY, 0) == new_replica(0, 2)
+
+
+def test_two_processes_write_at_once(tmp_path: Path, processes: ProcessPoolExecutor) -> None:
+    path = tmp_path / "manifest.sqlite"
+    manifest = Manifest(path)
+    count = 150
+    futures = [processes.submit(commit_rows, path, range(first, 2 * count, 2), f"w{first}") for first in (0, 1)]
+    seen: dict[int, int] = {}
+    newest = 0
+    while len(seen) < 2 * count:  # follow as the scheduler does: nothing may be passed over
+        newest, found = manifest.changes(newest)
+        for chunk in found.get(("d", ARRAY), ([], []))[0]:
+            seen[int(chunk)] = seen.get(int(chunk), 0) + 1
+        if all(future.done() for future in futures) and not found:
+            break
+    for future in futures:
+        future.result()
+    assert seen == dict.fromkeys(range(2 * count), 1)
+    assert _sequence(manifest) == list(range(1, 2 * count + 1))
+    manifest.close()
+
+
+# -- records ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_newer_record_wins(manifest: Manifest) -> None:
+    assert manifest.record("d") is None
+    assert manifest.version("d") is None
+    assert manifest.put_record(new_record(version=2))
+    assert not manifest.put_record(new_record(version=2, state="writing"))
+    assert not manifest.put_record(new_record(version=1))
+    assert manifest.record("d") == new_record(version=2)
+    assert manifest.put_record(new_record(version=3, state="writing"))
+    assert manifest.version("d") == (3, "writing")
+    manifest.put_record(new_record("c"))
+    assert [record.name for record in manifest.records()] == ["c", "d"]
+
+
+def test_records_survive_json() -> None:
+    record = replace(new_record(), transforms=({"declared": [1]},), statistics={"k": 1.5}, origin={"kind": "x"}, created="now")
+    assert DatasetRecord.from_json(record.to_json()) == record
+    assert record.next(state="removed").version == 2
+    assert record.chunk_name(ARRAY, 5) == "d/a/b/c/5"
+    with pytest.raises(NotFound, match=r"no array 'd/x'; there is: a/b"):
+        record.array("x")
+
+
+def test_a_tombstone_takes_the_rows(manifest: Manifest) -> None:
+    manifest.put_record(new_record())
+    _commit(manifest, new_replica(0, 1), new_replica(0, 1, name="e"))
+    assert manifest.removed() == []
+    assert manifest.put_record(new_record(version=2, state="removed"))
+    assert manifest.removed() == ["d"]
+    assert manifest.replica("d", ARRAY, 0) is None
+    assert manifest._rows("SELECT dataset FROM array") == [("e",)]
+    assert list(manifest.changes(0)[1]) == [("e", ARRAY)]
+    assert not manifest.put_record(new_record(version=1))
+    with pytest.raises(NotFound, match="removed meanwhile"):
+        manifest.announce([(new_replica(0, 1), 0)], "w")
+    manifest.put_record(new_record(version=3))
+    _commit(manifest, new_replica(0, 1))
+    newest, found = manifest.changes(2)
+    assert (newest, list(found)) == (3, [("d", ARRAY)])
+
+
+def test_a_commit_that_a_tombstone_overtakes_gets_no_row(manifest: Manifest) -> None:
+    manifest.put_record(new_record())
+    here, there = new_replica(0, 1), new_replica(0, 1, name="e")
+    manifest.announce([(here, 0), (there, 0)], "w")
+    manifest.put_record(new_record(version=2, state="removed"))
+    assert manifest.removed() == []
+    assert len(manifest.intents()) == 2
+    assert manifest.finish([here, there]) == [here]
+    assert manifest.replica("d", ARRAY, 0) is None
+    assert manifest.replica("e", ARRAY, 0) == there
+    assert manifest.intents() == []
+    assert manifest.removed() == ["d"]
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_of_the_future_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    manifest._connection.execute("UPDATE meta SET value = 2 WHERE key = 'format'")
+    manifest.close()
+    with pytest.raises(StoreError, match=r"manifest format 2 is newer than this gpuflow \(1\); update gpuflow"):
+        Manifest(tmp_path / "manifest.sqlite")
+
+
+@pytest.mark.parametrize("damage", ["garbage", "middle", "no format", "no tables"])
+def test_a_damaged_file_is_a_store_error_with_a_remedy(manifest: Manifest, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "manifest.sqlite"
+    _commit(manifest, *(new_replica(chunk, 1) for chunk in range(2000)))
+    if damage == "no format":
+        manifest._connection.execute("DELETE FROM meta WHERE key = 'format'")
+    manifest.close()
+    data = path.read_bytes()
+    if damage == "garbage":
+        path.write_bytes(b"this is no database".ljust(5000, b"."))
+    if damage == "middle":
+        path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
+    if damage == "no tables":
+        path.unlink()
+        with sqlite3.connect(path) as other:
+            other.execute("CREATE TABLE meta (key, value)")
+        other.close()
+    with pytest.raises(StoreError, match="the file is damaged; move it away and ingest again"):
+        Manifest(path).changes(0)
+
+
+def test_no_manifest_is_made_where_none_should_be(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no gpuflow store; ingest something first"):
+        Manifest(tmp_path / "manifest.sqlite", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_transaction_leaves_nothing(manifest: Manifest) -> None:
+    def fail() -> None:
+        with manifest.transaction():
+            manifest.put_record(new_record())
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert manifest.records() == []
+    assert manifest.put_record(new_record())
