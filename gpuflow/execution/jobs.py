@@ -9,9 +9,11 @@ import numpy as np
 from gpuflow.errors import ChunkCorrupt
 from gpuflow.execution.lane import Lane
 from gpuflow.pipelines.fingerprint import recipe
+from gpuflow.pipelines.plan import spec_of
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.tree import Node, collapse
 from gpuflow.steps.base import MomentsRequest, Step
+from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import Block, CodecError
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, Staged
@@ -35,12 +37,22 @@ def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block]:
 
 
 def apply_steps(lane: Lane, steps: tuple[Step, ...], chunk: int, block: Block) -> Block:
-    """`block` after all steps."""
-    region = lane.codec.metadata.grid.region(chunk)
+    """`block` after all steps, in one pass where they can be fused; in the slot's third buffer."""
+    if not steps:
+        return block
+    metadata = lane.codec.metadata
     with lane.tally.timed("compute"):
-        for step in steps:
-            block = step.apply(np, block, region)
-    return block
+        kernel = compile_steps(steps, spec_of(metadata))
+        return kernel(block, metadata.grid.region(chunk), lane.slot.computed.array(block.shape, kernel.out_dtype))
+
+
+def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...]) -> Block:
+    """Have the machine code for `steps` made or loaded; what comes out of a block of zeros as large as the first chunk."""
+    metadata = record.array(array)
+    spec, grid = spec_of(metadata), metadata.grid
+    block = np.zeros(grid.extent(0) if grid.size else (0,) * len(grid.shape), spec.dtype)
+    region = grid.region(0) if grid.size else (slice(0, 0),) * len(grid.shape)
+    return compile_steps(steps, spec)(block, region) if steps else block
 
 
 @dataclass(frozen=True)
@@ -56,6 +68,10 @@ class MapJob:
     in_place: bool = False
     durable: bool = True
 
+    def prepare(self, array: str) -> None:
+        """Compile the steps."""
+        compile_for(self.records[0], array, self.steps)
+
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done: the manifest knows, and in place nothing else does."""
         there = lane.there(self.target).get(chunk)
@@ -65,12 +81,14 @@ class MapJob:
         wanted = recipe(self.made_by, source.digest)
         if there is not None and there.recipe == wanted:
             return lane.skip()
+        if self.in_place and source.recipe == recipe(self.made_by, source.inputs):
+            return lane.skip()  # it was done after all: while the group ran, or its row had been marked as damaged
         block = apply_steps(lane, self.steps, chunk, block)
         with lane.tally.timed("encode"):
-            data = lane.store.codec(self.target, lane.group.array).encode(block, lane.slot.whole)
+            data = lane.codec_of(self.target).encode(block, lane.slot.whole)
         with lane.tally.timed("commit"):
             replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
-            staged = lane.store.stage(replica, data, replaces=here)
+            staged = lane.store.stage(replica, data, replaces=here, durable=self.durable)
         lane.add(staged)
 
     def result(self, lane: Lane) -> None:
@@ -87,6 +105,9 @@ class CarryJob:
     made_by: str
     durable: bool = True
 
+    def prepare(self, array: str) -> None:
+        """Nothing has to be."""
+
     def process(self, lane: Lane, chunk: int) -> None:
         """Take over one chunk."""
         there = lane.there(self.target).get(chunk)
@@ -99,7 +120,8 @@ class CarryJob:
             if source.digest == EMPTY:
                 staged = lane.store.stage_empty(replica, replaces=here)
             else:
-                staged = self._linked(lane, chunk, source, replica, here) or lane.store.stage(replica, data, replaces=here)
+                linked = self._linked(lane, chunk, source, replica, here)
+                staged = linked or lane.store.stage(replica, data, replaces=here, durable=self.durable)
         lane.add(staged)
 
     def _linked(self, lane: Lane, chunk: int, source: Replica, replica: Replica, here: int) -> Staged | None:
@@ -126,6 +148,10 @@ class StatisticsJob:
     steps: tuple[Step, ...]
     request: MomentsRequest
     durable: bool = True
+
+    def prepare(self, array: str) -> None:
+        """Compile the steps and the reduction."""
+        Moments.of(compile_for(self.records[0], array, self.steps), self.request.keep)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Moments of one chunk, placed in the kept axes of the whole array."""

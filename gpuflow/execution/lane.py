@@ -40,6 +40,10 @@ class Job(Protocol):
         """Whether its commits survive a power loss, or only the death of processes."""
         ...
 
+    def prepare(self, array: str) -> None:
+        """Load and compile what `process` needs for chunks of `array`. Called once on every worker before the first task."""
+        ...
+
     def process(self, lane: Lane, chunk: int) -> None:
         """Do one chunk: read through the lane, stage what comes out with it."""
         ...
@@ -78,7 +82,17 @@ class Lane:
     @cached_property
     def codec(self) -> ArrayCodec:
         """Of the array that is read."""
-        return self.store.codec(self.group.dataset, self.group.array)
+        return self.codec_of(self.group.dataset)
+
+    def codec_of(self, dataset: str) -> ArrayCodec:
+        """Of the array of the same name in `dataset`."""
+        if dataset not in self._codecs:
+            self._codecs[dataset] = self.store.codec(dataset, self.group.array)
+        return self._codecs[dataset]
+
+    @cached_property
+    def _codecs(self) -> dict[str, ArrayCodec]:
+        return {}
 
     @cached_property
     def _rows(self) -> dict[int, tuple[int, int]]:

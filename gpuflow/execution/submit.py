@@ -79,7 +79,7 @@ class Submission:
         self._progress.begin(self._title, sum(len(group.chunks) for group, _ in work))
         if not work:
             return self.outcome
-        self._connection.client.run(_warm_up, work[0][1])
+        self._connection.client.run(_prepare, list({id(job): (group.array, job) for group, job in work}.values()))
         futures = self._submit([(group, job, 1) for group, job in work])
         pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
         asked = time.monotonic()
@@ -167,8 +167,10 @@ class Submission:
             self._work.clear()
 
 
-def _warm_up(job: Job) -> None:
-    """Receiving the job loads what its tasks need on a worker, so that no first task looks slow for it."""
+def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:
+    """On a worker: load and compile before the first task, which would look slow to the router for it."""
+    for array, job in jobs:
+        job.prepare(array)
 
 
 def _part(group: ChunkGroup, chunks: Sequence[int]) -> ChunkGroup:

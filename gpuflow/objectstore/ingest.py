@@ -40,6 +40,9 @@ class IngestJob:
     link: bool = False
     durable: bool = True
 
+    def prepare(self, array: str) -> None:
+        """Nothing has to be."""
+
     def process(self, lane: Lane, chunk: int) -> None:
         """Take in one chunk; one that is absent in the source is recorded as fill value."""
         group, inputs = lane.group, digest(f"{lane.group.array}:{chunk}".encode())

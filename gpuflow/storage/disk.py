@@ -28,9 +28,9 @@ def digest(data: bytes | memoryview) -> bytes:
     return xxhash.xxh3_128_digest(data)
 
 
-def write_file(path: Path, data: bytes | memoryview, durable: bool = True) -> None:
-    """Create `path` with `data`, fsynced when durable, else on its way to the disk. FileExistsError when it is there. A failed write
-    leaves no file."""
+def write_file(path: str | Path, data: bytes | memoryview, durable: bool = True, *, soon: bool = False) -> None:
+    """Create `path` with `data`, fsynced when durable; or `soon`: the kernel is told to begin. FileExistsError when it is there. A failed
+    write leaves no file."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         try:
@@ -39,7 +39,7 @@ def write_file(path: Path, data: bytes | memoryview, durable: bool = True) -> No
                 view = view[os.write(descriptor, view) :]
             if durable:
                 os.fsync(descriptor)
-            else:
+            elif soon:
                 _start_writeback(descriptor)
         finally:
             os.close(descriptor)  # a network file system may report the full disk here
@@ -49,8 +49,8 @@ def write_file(path: Path, data: bytes | memoryview, durable: bool = True) -> No
 
 
 def _start_writeback(descriptor: int) -> None:
-    """Have the kernel begin to write, without waiting: an fsync that comes later finds it done (measured on ext4: half the time of
-    fsyncs one after the other)."""
+    """Have the kernel begin to write, without waiting, for an fsync that comes later: half the time of fsyncs one after the other, on
+    ext4, but 0.1 ms a file where none comes."""
     _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
 
 

@@ -4,6 +4,7 @@ Several worker processes of a node share it. Every change is one transaction; a 
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import threading
 import time
@@ -41,7 +42,7 @@ CREATE TABLE replica (
     array INTEGER NOT NULL, chunk INTEGER NOT NULL, generation INTEGER NOT NULL, nbytes INTEGER NOT NULL,
     digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, seq INTEGER NOT NULL, damaged INTEGER NOT NULL,
     PRIMARY KEY (array, chunk)) WITHOUT ROWID;
-CREATE INDEX replica_seq ON replica (seq);
+CREATE INDEX replica_seq ON replica (seq, generation);
 CREATE TABLE intent (
     array INTEGER NOT NULL, chunk INTEGER NOT NULL, generation INTEGER NOT NULL, nbytes INTEGER NOT NULL,
     digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, before BLOB, writer TEXT NOT NULL,
@@ -192,12 +193,13 @@ class Manifest:
         with self.transaction("DEFERRED"):
             (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
             arrays = self._rows("SELECT id, dataset, path FROM array")
-            rows = self._rows("SELECT array, chunk, generation FROM replica WHERE seq > ? ORDER BY array, chunk", since)
+            rows = self._rows("SELECT array, chunk, generation FROM replica WHERE seq > ?", since)
         table = np.array(rows, dtype=np.uint32).reshape(-1, 3)
         found = {}
         for number, dataset, path in arrays:
             part = table[table[:, 0] == number]
             if len(part):
+                part = part[np.argsort(part[:, 1])]
                 found[dataset, path] = (np.ascontiguousarray(part[:, 1]), np.ascontiguousarray(part[:, 2]))
         return newest, found
 
@@ -224,18 +226,27 @@ class Manifest:
                 if self._is_removed(name):
                     raise NotFound("dataset", name, hint="it was removed meanwhile")
             blocked, rows = [], []
-            for replica, replaces in commits:
-                key = (self._array_id(replica.dataset, replica.array, create=True), replica.chunk)
-                busy = self._rows("SELECT 1 FROM intent WHERE array = ? AND chunk = ?", *key)
-                current = self._rows("SELECT generation, digest FROM replica WHERE array = ? AND chunk = ?", *key)
-                found, before = current[0] if current else (0, None)
-                if busy or found != replaces:
+            keys = [(self._array_id(replica.dataset, replica.array, create=True), replica.chunk) for replica, _ in commits]
+            current = {row[:2]: row[2:] for row in self._at(keys, "SELECT array, chunk, generation, digest FROM replica")}
+            busy = set(self._at(keys, "SELECT array, chunk FROM intent"))
+            for (replica, replaces), key in zip(commits, keys, strict=True):
+                found, before = current.get(key, (0, None))
+                if key in busy or found != replaces:
                     blocked.append((replica, replaces, found))
                 fields = (replica.generation, replica.nbytes, replica.digest, replica.recipe, replica.inputs)
                 rows.append((*key, *fields, before, writer))
             if not blocked:
                 self._connection.executemany("INSERT INTO intent VALUES (?,?,?,?,?,?,?,?,?)", rows)
             return blocked
+
+    def _at(self, keys: Sequence[tuple[int, int]], select: str) -> list[tuple[Any, ...]]:
+        """The rows of a selection at these (array, chunk), one query for each array."""
+        rows = []
+        for array in {array for array, _ in keys}:
+            chunks = [chunk for owner, chunk in keys if owner == array]
+            each = "SELECT value FROM json_each(?)"  # one parameter: their number is limited
+            rows += self._rows(f"{select} WHERE array = ? AND chunk IN ({each})", array, json.dumps(chunks))
+        return rows
 
     def finish(self, replicas: Sequence[Replica], *, durable: bool = True) -> list[Replica]:
         """The files of these announced replicas are in place: write their rows, end their intents.

@@ -51,11 +51,12 @@ _COMMIT_PATIENCE_SECONDS = 60.0  # how long a live commit of another process may
 class Staged:
     """A replica whose bytes lie in `temporary`, ready to be committed; None when it has no file (EMPTY).
 
-    replaces: the generation that this node must have when it is committed, 0 for none."""
+    replaces: the generation that this node must have when it is committed, 0 for none. linked: other names may share the file."""
 
     replica: Replica
     temporary: Path | None
     replaces: int
+    linked: bool = False
 
 
 class NodeStore:
@@ -271,12 +272,12 @@ class NodeStore:
 
     # -- committing -----------------------------------------------------------------------------------------------------------
 
-    def stage(self, replica: Replica, data: bytes | memoryview, *, replaces: int = 0) -> Staged:
-        """Write the chunk's bytes beside the tree; `commit` makes them durable. StoreError when there is no room; nothing is left behind
-        then."""
+    def stage(self, replica: Replica, data: bytes | memoryview, *, replaces: int = 0, durable: bool = True) -> Staged:
+        """Write the chunk's bytes beside the tree. durable: they are to be committed so, and are on their way to the disk from now on.
+        StoreError when there is no room; nothing is left behind then."""
         temporary = self.writer.temporary()
         with store_errors(self.root):
-            write_file(temporary, data, durable=False)
+            write_file(temporary, data, durable=False, soon=durable)
         return Staged(replica, temporary, replaces)
 
     def stage_link(self, replica: Replica, source: Path, *, replaces: int = 0) -> Staged:
@@ -284,7 +285,7 @@ class NodeStore:
         temporary = self.writer.temporary()
         with store_errors(self.root):
             os.link(source, temporary)
-        return Staged(replica, temporary, replaces)
+        return Staged(replica, temporary, replaces, linked=True)
 
     def stage_empty(self, replica: Replica, *, replaces: int = 0) -> Staged:
         """A chunk that is all fill value and has no file."""
@@ -320,9 +321,13 @@ class NodeStore:
             if target.parent.is_dir():
                 target.unlink(missing_ok=True)
             return
-        make_directories(target.parent, durable)
-        os.rename(item.temporary, target)
-        item.temporary.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
+        try:
+            os.rename(item.temporary, target)
+        except FileNotFoundError:
+            make_directories(target.parent, durable)
+            os.rename(item.temporary, target)
+        if item.linked:
+            item.temporary.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
 
     def _undo(self, staged: Sequence[Staged]) -> None:
         """Settle a commit that failed here. When that fails too, `recover` does it: in this process, or in another after it."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sqlite3
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +82,13 @@ def test_a_chunk_twice_in_a_group_is_refused_whole(manifest: Manifest) -> None:
     _commit(manifest, new_replica(0, 1))
 
 
+def test_a_group_may_be_large(manifest: Manifest) -> None:
+    """SQLite takes 32766 parameters at once unless built otherwise; chunks of fill value have no bytes that would end a group."""
+    manifest._connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 100)
+    _commit(manifest, *(new_replica(chunk, 1, b"") for chunk in range(200)))
+    assert manifest.changes(0)[0] == len(manifest.replicas("d", ARRAY)) == 200
+
+
 def test_who_settles_late_changes_nothing(manifest: Manifest) -> None:
     """Two processes settle the same commit, and a third has committed in between."""
     _commit(manifest, new_replica(0, 1))
@@ -145,12 +154,12 @@ def test_two_processes_write_at_once(tmp_path: Path, processes: ProcessPoolExecu
     futures = [processes.submit(commit_rows, path, range(first, 2 * count, 2), f"w{first}") for first in (0, 1)]
     seen: dict[int, int] = {}
     newest = 0
-    while len(seen) < 2 * count:  # follow as the scheduler does: nothing may be passed over
+    ended = False
+    while not ended:  # follow as the scheduler does: nothing may be passed over
+        ended = all(future.done() for future in futures)
         newest, found = manifest.changes(newest)
         for chunk in found.get(("d", ARRAY), ([], []))[0]:
             seen[int(chunk)] = seen.get(int(chunk), 0) + 1
-        if all(future.done() for future in futures) and not found:
-            break
     for future in futures:
         future.result()
     assert seen == dict.fromkeys(range(2 * count), 1)
@@ -250,6 +259,24 @@ def test_no_manifest_is_made_where_none_should_be(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="holds no gpuflow store; ingest something first"):
         Manifest(tmp_path / "manifest.sqlite", create=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_that_another_process_holds_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite itself gives up at once when it is to enter WAL mode: 7 of 400 opens, with four processes at a new file."""
+    refusals = [1, 2, 3]
+
+    class Busy(sqlite3.Connection):
+        def execute(self, statement: str, *args: Any) -> sqlite3.Cursor:
+            if "journal_mode" in statement and refusals:
+                refusals.pop()
+                error = sqlite3.OperationalError("database is locked")
+                error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_BUSY, "SQLITE_BUSY"
+                raise error
+            return super().execute(statement, *args)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Busy))
+    Manifest(tmp_path / "manifest.sqlite").close()
+    assert refusals == []
 
 
 def test_a_failed_transaction_leaves_nothing(manifest: Manifest) -> None:

@@ -104,6 +104,19 @@ def test_what_is_no_writer_is_passed_over(tmp_path: Path) -> None:
     assert _dead(tmp_path) == []
 
 
+def test_no_writer_is_made_while_the_dead_are_settled(tmp_path: Path) -> None:
+    """Half made, it would look dead."""
+    (tmp_path / "staging").mkdir()
+    made: list[Writer] = []
+    thread = threading.Thread(target=lambda: made.append(Writer(tmp_path)))
+    with dead_writers(tmp_path) as dead:
+        thread.start()
+        time.sleep(0.05)
+        assert list((tmp_path / "staging").iterdir()) == dead == []
+    thread.join(10)
+    made[0].close()
+
+
 def test_threads_share_one_writer(tmp_path: Path) -> None:
     store = NodeStore(tmp_path)
     store.close()
