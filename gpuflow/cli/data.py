@@ -49,9 +49,10 @@ def ingest(
     options: dict[str, Any] = {"tile": _pixels("--tile", tile), "size": _pixels("--size", size), "color": color}
     options |= {"chunk_samples": chunk_samples, "skip_bad": skip_bad, "arrays": array or None}
     from gpuflow.display.progress import ProgressBar
-    from gpuflow.objectstore.ingest import ingest_source
+    from gpuflow.objectstore.ingest import check_name, ingest_source
     from gpuflow.objectstore.sources import open_source
 
+    check_name(name)
     opened = open_source(source, **options)
     opened.layout()  # a bad source is found before a cluster is started for it
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:

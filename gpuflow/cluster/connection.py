@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from distributed import Client
 
@@ -132,6 +134,7 @@ def connect(
     if nodes is not None or workers is not None or root is not None:
         raise ClusterError("nodes, workers and root are for an embedded cluster", f"leave them out, or do not name {address}")
     try:
+        _knock(address)
         client = Client(address, timeout=_CONNECT_SECONDS)
     except (OSError, ValueError) as error:
         raise ClusterError(
@@ -142,6 +145,13 @@ def connect(
     except BaseException:
         client.close()
         raise
+
+
+def _knock(address: str) -> None:
+    """ConnectionRefusedError at once where nobody listens; Dask would try again and again until its time is up."""
+    place = urlsplit(address)
+    if place.scheme in ("tcp", "tls") and place.hostname and place.port:
+        socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
 
 
 def _embedded(root: Path, nodes: int, workers: int | None, device: str) -> Connection:

@@ -79,7 +79,7 @@ class Submission:
         self._progress.begin(self._title, sum(len(group.chunks) for group, _ in work))
         if not work:
             return self.outcome
-        self._connection.client.run(_prepare, list({id(job): (group.array, job) for group, job in work}.values()))
+        self._prepare(work)
         futures = self._submit([(group, job, 1) for group, job in work])
         pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
         asked = time.monotonic()
@@ -100,6 +100,15 @@ class Submission:
             self._cancel(pending)
         self._ask()
         return self.outcome
+
+    def _prepare(self, work: Sequence[tuple[ChunkGroup, Job]]) -> None:
+        """On every worker, before the first task: one of each machine first, since the others find in the cache what it compiled."""
+        jobs = list({id(job): (group.array, job) for group, job in work}.values())
+        workers = [address for addresses in self._connection.nodes().values() for address in addresses]
+        first = list({address.rpartition(":")[0]: address for address in workers}.values())
+        for some in (first, [address for address in workers if address not in first]):
+            if some:
+                self._connection.client.run(_prepare, jobs, workers=some)
 
     def _submit(self, work: Sequence[tuple[ChunkGroup, Job, int]]) -> list[Future]:
         keys = [(f"{PREFIX}{self._title}-{self._run}", self._number + i) for i in range(len(work))]
@@ -170,7 +179,10 @@ class Submission:
 def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:
     """On a worker: load and compile before the first task, which would look slow to the router for it."""
     for array, job in jobs:
-        job.prepare(array)
+        try:
+            job.prepare(array)
+        except Exception:  # steps that raise on zeros raise on chunks too, where it is recorded
+            logger.info("the steps over %s could not be prepared", array, exc_info=True)
 
 
 def _part(group: ChunkGroup, chunks: Sequence[int]) -> ChunkGroup:

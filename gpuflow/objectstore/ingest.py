@@ -81,7 +81,7 @@ def ingest_source(
 
     NameTaken when the name is in use for something else. The receipt tells what failed."""
     began = time.monotonic()
-    _check_name(name)
+    check_name(name)
     connection.ask("gf_sync")
     layout = source.layout()
     record = _record(connection, source, layout, name)
@@ -113,7 +113,8 @@ def ingest_source(
     )
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """ConfigError when no dataset can be called that."""
     try:
         check_dataset_name(name)
     except StepError as error:

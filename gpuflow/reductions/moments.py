@@ -1,10 +1,13 @@
 """Count, mean, spread and extrema of an array, from those of its chunks.
 
-Pure NumPy. Merging two sides is exact for the counts and extrema, and stable for the rest: Chan, Golub and LeVeque,
-"Updating formulae and a pairwise algorithm for computing sample variances", 1979. NaN values are skipped."""
+Compiled for native dtypes, by NumPy for the others; the two agree to rounding. Merging two sides is exact for the counts and
+extrema, and stable for the rest: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample
+variances", 1979. NaN values are skipped."""
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.grid import Grid
+
+logger = logging.getLogger(__name__)
 
 _SLAB_SIZE = 2**17
 """Elements that are widened to float64 at a time: 1 MiB, which stays in the second-level cache of current CPUs."""
@@ -43,11 +48,21 @@ class Moments:
     def of(cls, block: NDArray[Any], keep: tuple[int, ...]) -> Moments:
         """Moments of `block` (any shape, real dtype) over the axes that are not in `keep` (ascending axis numbers).
 
-        Widens one slab at a time, never the block. Integers beyond 2**53 are rounded to float64."""
+        Never widens the block. Integers beyond 2**53 are rounded to float64. The same block gives the same bits."""
         if list(keep) != sorted(set(keep)) or any(not 0 <= axis < block.ndim for axis in keep):
             raise ValueError(f"keep {keep} is not an ascending choice among {block.ndim} axes")
         if block.dtype.kind not in "biuf":
             raise TypeError(f"no moments of {block.dtype} values")
+        if block.dtype.isnative and block.dtype.itemsize <= 8:
+            try:
+                return _compiled(block, keep)
+            except (OSError, EOFError, pickle.UnpicklingError) as error:
+                logger.warning("moments by NumPy, since the cache of compiled code is unusable: %s", error)
+        return cls.by_numpy(block, keep)
+
+    @classmethod
+    def by_numpy(cls, block: NDArray[Any], keep: tuple[int, ...]) -> Moments:
+        """The same without a compiler: for dtypes that it does not take, and to test it against."""
         total = cls.empty(tuple(block.shape[axis] for axis in keep))
         grid = Grid(block.shape, _slab_shape(block.shape))
         for linear in range(grid.size):
@@ -115,6 +130,26 @@ class Moments:
     def _put(self, region: tuple[slice, ...], part: Moments) -> None:
         for name in _FIELDS:
             getattr(self, name)[region] = getattr(part, name)
+
+
+def _compiled(block: NDArray[Any], keep: tuple[int, ...]) -> Moments:
+    """By numba, which is imported here. A block that is not contiguous is copied in parts along its first axis."""
+    total = Moments.empty(tuple(block.shape[axis] for axis in keep))
+    if not block.size:
+        return total
+    from gpuflow.reductions.moments_kernels import accumulate
+
+    kept = tuple(axis in keep for axis in range(block.ndim))
+    if block.flags.c_contiguous:
+        accumulate(block, kept, tuple(getattr(total, name).reshape(-1) for name in _FIELDS))
+        return total
+    step = max(1, _SLAB_SIZE * block.shape[0] // block.size)
+    for first in range(0, block.shape[0], step):
+        part = slice(first, min(first + step, block.shape[0]))
+        # `total[part]` along a kept first axis is a contiguous view.
+        fields = (getattr(total, name)[part] if kept[0] else getattr(total, name) for name in _FIELDS)
+        accumulate(np.ascontiguousarray(block[part]), kept, tuple(field.reshape(-1) for field in fields))
+    return total
 
 
 def _plain(value: float) -> float | str:

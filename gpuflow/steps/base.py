@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel
 
+from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.moments import Moments
 from gpuflow.steps.parameters import StepError, plain
 
@@ -71,6 +72,12 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
     @abstractmethod
     def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
         """The result for `block`, the part `region` of the array. Same shape; dtype as `check` said; a new array."""
+
+    def express(self, array: ArraySpec) -> Node | None:
+        """What `apply` computes on a part of `array`, to the bit: for compilers. The step is bound and complete.
+
+        None for a step that only its own code can tell."""
+        return None
 
     def to_yaml_value(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, as plain data."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import PlainValidator
 
+from gpuflow.backends import expression_tree as tree
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
 from gpuflow.steps.parameters import describe, suggestion
 
@@ -49,3 +50,6 @@ class Cast(Step, frozen=True):
     def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
         with quiet():
             return block.astype(self.dtype)
+
+    def express(self, array: ArraySpec) -> tree.Node:
+        return tree.Cast(tree.Variable(), np.dtype(self.dtype))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import PlainValidator, model_validator
 
+from gpuflow.backends.expression_tree import Call, Constant, Node, Variable
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
 from gpuflow.steps.parameters import number
 
@@ -45,6 +46,17 @@ class Clip(Step, frozen=True):
         dtype = np.dtype(block.dtype)
         with quiet():
             return xp.asarray(xp.clip(block, _fit(self.min, dtype), _fit(self.max, dtype)))
+
+    def express(self, array: ArraySpec) -> Node:
+        bounds = [None if bound is None else Constant(bound) for bound in (_fit(b, array.dtype) for b in (self.min, self.max))]
+        match bounds:
+            case [Constant() as low, None]:
+                return Call("maximum", (Variable(), low))
+            case [None, Constant() as high]:
+                return Call("minimum", (Variable(), high))
+            case [Constant() as low, Constant() as high]:
+                return Call("clip", (Variable(), low, high))
+        raise AssertionError("clip has a bound")
 
 
 def _fit(bound: int | float | None, dtype: np.dtype[Any]) -> int | float | None:

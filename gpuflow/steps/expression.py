@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import ast
 import math
-import operator
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from gpuflow.backends.expression_tree import FUNCTIONS, OPERATORS, Call, Constant, Node, Number, Variable
 from gpuflow.steps.base import Array, Namespace, StepError, quiet
 from gpuflow.steps.parameters import nearest
 
@@ -38,23 +37,7 @@ _INSTEAD = {
 }
 """What to write for characters that people paste from documents: times, dot, obelus, minus, squared, at most, at least."""
 
-Number = int | float | bool
-
 CONSTANTS: dict[str, float] = {"pi": math.pi, "e": math.e, "nan": math.nan, "inf": math.inf}
-
-_ONE = "abs sqrt cbrt square exp exp2 expm1 log log1p log2 log10 sin cos tan arcsin arccos arctan sinh cosh tanh"
-_ONE += " arcsinh arccosh arctanh floor ceil round trunc sign isnan isfinite isinf deg2rad rad2deg"
-_TWO = "arctan2 hypot minimum maximum power mod logaddexp"
-FUNCTIONS: dict[str, int] = dict.fromkeys(_ONE.split(), 1) | dict.fromkeys(_TWO.split(), 2)
-FUNCTIONS |= {"where": 3, "clip": 3}
-"""Functions by name, with the number of their arguments. The names are those of NumPy."""
-
-OPERATORS: dict[str, Callable[..., Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod,
-    "**": operator.pow, "&": operator.and_, "|": operator.or_, "^": operator.xor, "<": operator.lt, "<=": operator.le,
-    ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
-    "unary +": operator.pos, "unary -": operator.neg, "~": operator.invert,
-}  # fmt: skip
 
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
@@ -87,29 +70,6 @@ _REFUSED: dict[type[ast.AST], tuple[str, str]] = {
     ast.IsNot: ("`is not` is not allowed", "use !="),
 }
 _COLLECTIONS = (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-
-
-@dataclass(frozen=True, slots=True)
-class Constant:
-    """A Python number; weak in NumPy 2's promotion."""
-
-    value: Number
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """The value `x`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """`name` is a key of OPERATORS or FUNCTIONS; at least one argument contains x."""
-
-    name: str
-    arguments: tuple[Node, ...]
-
-
-Node = Constant | Variable | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +229,7 @@ def _evaluate(node: Node, xp: Namespace, x: Array) -> Any:
             if name in OPERATORS:
                 return OPERATORS[name](*values)
             return getattr(xp, name)(*values)  # `name` is one of FUNCTIONS
+    raise TypeError(f"{type(node).__name__} is not part of the language")
 
 
 def _literal(node: ast.Constant) -> Constant:

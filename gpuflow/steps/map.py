@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import PlainValidator
 
+from gpuflow.backends.expression_tree import Node
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
 from gpuflow.steps.cast import DTYPES
 from gpuflow.steps.expression import parse
@@ -39,3 +40,6 @@ class Map(Step, frozen=True):
         with quiet():
             out = xp.asarray(parse(self.expression).evaluate(xp, block))
             return out.copy() if out is block else out
+
+    def express(self, array: ArraySpec) -> Node:
+        return parse(self.expression).root

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PlainValidator, model_validator
 
+from gpuflow.backends import expression_tree as tree
 from gpuflow.errors import StatisticsError
 from gpuflow.reductions.moments import Moments
 from gpuflow.steps.base import Array, ArraySpec, MomentsRequest, Namespace, Region, Step, StepError, quiet
@@ -44,6 +45,15 @@ def _std(value: Any) -> Any:
     if value is not None and not np.all(np.asarray(value) > 0):
         raise ValueError("must be greater than 0 everywhere")
     return value
+
+
+class _Derived(dict[str, NDArray[np.float64]]):
+    """What follows from a step's fields, and so says nothing about whether two steps are equal: pydantic compares it too."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Derived)
+
+    __hash__ = None
 
 
 class Standardize(Step, frozen=True):
@@ -114,11 +124,19 @@ class Standardize(Step, frozen=True):
             out /= _part(xp, self.arrays["std"], axes, region, dtype)
         return out
 
+    def express(self, array: ArraySpec) -> tree.Node:
+        dtype, axes = _output_dtype(array.dtype), self._axes(array.dims)
+        if self.mean is None:
+            raise StepError("standardize has no statistics yet", "resolve the step first")
+        with quiet():
+            mean, std = (_parameter(self.arrays[name].astype(dtype), axes) for name in ("mean", "std"))
+        return tree.Call("/", (tree.Call("-", (tree.Cast(tree.Variable(), dtype), mean)), std))
+
     @cached_property
-    def arrays(self) -> dict[str, NDArray[np.float64]]:
+    def arrays(self) -> _Derived:
         """mean and std as float64 arrays; empty while they are not known."""
         given = {"mean": self.mean, "std": self.std}
-        return {name: np.asarray(value, np.float64) for name, value in given.items() if value is not None}
+        return _Derived((name, np.asarray(value, np.float64)) for name, value in given.items() if value is not None)
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
@@ -167,6 +185,13 @@ def _part(xp: Namespace, values: NDArray[Any], axes: tuple[int, ...], region: Re
     part = values[tuple(region[axis] for axis in axes)].astype(dtype)
     sizes = iter(part.shape)
     return xp.asarray(part.reshape([next(sizes) if axis in axes else 1 for axis in range(len(region))]))
+
+
+def _parameter(values: NDArray[Any], axes: tuple[int, ...]) -> tree.Parameter:
+    """A single number fits every array; an empty list has no shape of its own."""
+    if not values.ndim:
+        return tree.Parameter(values)
+    return tree.Parameter(values if values.size else values.reshape((0,) * len(axes)), axes)
 
 
 def _reason(moments: Moments, index: tuple[int, ...]) -> str:

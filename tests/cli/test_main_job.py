@@ -81,7 +81,10 @@ def test_three_nodes_from_the_start_ship_nothing(tmp_path: Path) -> None:
     assert "float16" in shown
     assert "node2" in shown
     rows = json.loads(gpuflow("datasets", "--json", root=root))
-    assert [(row["name"], row["state"], len(row["nodes"])) for row in rows] == [("photos", "ready", 3), ("photos-train", "ready", 3)]
+    assert [(row["name"], row["state"], len(row["nodes"])) for row in rows] == [
+        ("photos", "ready", 3),
+        ("photos-train", "ready", 3),
+    ]
     plan = json.loads(gpuflow("plan", QUICKSTART, "--json", root=root))
     assert plan["arrays"]["image"]["chunks"] == {"total": 26, "pending": 0, "skipped": 26, "lost": 0}
 
@@ -106,7 +109,9 @@ def test_a_step_that_raises_fails_its_chunk_and_no_other(tmp_path: Path) -> None
     np.save(tmp_path / "a.npy", np.arange(40))
     gpuflow("ingest", tmp_path / "a.npy", "numbers", "--chunk-samples", 10, root=root)
     pipeline = tmp_path / "p.yaml"
-    pipeline.write_text('source: numbers\nsteps:\n  - map: "x ** (x - 3)"\noutput: powers\n')  # NumPy refuses integers to negative powers
+    pipeline.write_text(
+        'source: numbers\nsteps:\n  - map: "x ** (x - 3)"\noutput: powers\n'
+    )  # NumPy refuses integers to negative powers
     shown = gpuflow("run", pipeline, "--report", report, root=root, status=1)
     assert "numbers/data/c/0" in shown
     assert "negative integer powers" in shown

@@ -67,7 +67,7 @@ class TestNewDataset:
         assert record.array("t2m").dims == ("time", "y", "x")
         assert record.array("t2m").attributes == {"units": "K"}
         assert record.groups[""] == {"title": "a field"}
-        source, target = ({n: t for n, t in _placement(three_nodes, name).items()} for name in ("carry", "carry-out"))
+        source, target = (_placement(three_nodes, name) for name in ("carry", "carry-out"))
         assert source == target  # laid beside it
 
     def test_again_skips_everything(self, three_nodes: Connection, field_zarr: Path) -> None:
@@ -89,7 +89,9 @@ class TestNewDataset:
         ingest(three_nodes, field_zarr, "grown")
         double = from_dict({"source": "grown", "steps": [{"map": "x * 2"}], "output": "grown-out"})
         run_pipeline(three_nodes, double)
-        add_one = from_dict({"source": {"dataset": "grown", "arrays": "time"}, "steps": [{"map": "x + 1"}], "output": {"in_place": True}})
+        add_one = from_dict(
+            {"source": {"dataset": "grown", "arrays": "time"}, "steps": [{"map": "x + 1"}], "output": {"in_place": True}}
+        )
         assert run_pipeline(three_nodes, add_one).to_dict()["chunks"]["done"] == 4
         assert run_pipeline(three_nodes, double).to_dict()["chunks"] == {"total": 24, "done": 4, "skipped": 20, "failed": 0}
         assert (read_back(roots_of(three_nodes), "grown-out", "time") == np.arange(37) * 6 + 1).all()
@@ -115,7 +117,9 @@ def _placement(connection: Connection, name: str) -> dict[str, Any]:
 class TestInPlace:
     @staticmethod
     def spec(name: str) -> Any:
-        return from_dict({"source": name, "steps": [{"standardize": {"per": "y"}}, {"clip": [-2, 2]}], "output": {"in_place": True}})
+        return from_dict(
+            {"source": name, "steps": [{"standardize": {"per": "y"}}, {"clip": [-2, 2]}], "output": {"in_place": True}}
+        )
 
     def test_applied_once_however_often_it_runs(self, three_nodes: Connection, field_zarr: Path) -> None:
         ingest(three_nodes, field_zarr, "placed")
@@ -154,7 +158,9 @@ class TestInPlace:
         receipt = ingest(three_nodes, field_zarr, "linked", link=True)
         inodes = {path.stat().st_ino for path in before}
         chunks = [path for root in roots_of(three_nodes) for path in (root / "datasets/linked").rglob("c/*") if path.is_file()]
-        chunks += [path for root in roots_of(three_nodes) for path in (root / "datasets/linked").rglob("c/*/*/*") if path.is_file()]
+        chunks += [
+            path for root in roots_of(three_nodes) for path in (root / "datasets/linked").rglob("c/*/*/*") if path.is_file()
+        ]
         assert len(chunks) == 24
         assert {path.stat().st_ino for path in chunks} <= inodes  # no bytes were copied
         assert receipt.status == "done"
@@ -174,9 +180,7 @@ class TestBadInput:
             ingest(three_nodes, tmp_path / "other.npy", "taken")
 
     @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
-    def test_a_damaged_chunk_is_named_and_the_others_go_on(
-        self, three_nodes: Connection, field_zarr: Path, damage: str
-    ) -> None:
+    def test_a_damaged_chunk_is_named_and_the_others_go_on(self, three_nodes: Connection, field_zarr: Path, damage: str) -> None:
         name = f"hurt-{damage}"
         ingest(three_nodes, field_zarr, name)
         (path,) = [root / f"datasets/{name}/t2m/c/3/1/0" for root in roots_of(three_nodes) if _has(root, name, "t2m/c/3/1/0")]

@@ -64,6 +64,42 @@ def test_agrees_with_numpy(case: tuple[np.ndarray, tuple[int, ...]]) -> None:
         assert getattr(moments, name).dtype == (np.int64 if name == "count" else np.float64)
 
 
+@pytest.mark.parametrize("dtype", [*DTYPES, "uint8"])
+@pytest.mark.parametrize(
+    ("shape", "keep"),
+    [
+        ((100_003,), ()), ((7, 20_011), (0,)), ((5, 3, 4000), (1,)), ((40, 50, 60, 3), (3,)), ((9, 3, 70), (1,)),
+        ((20, 3000), (1,)), ((3, 2, 5, 700), (1, 3)), ((2, 9000, 5), (0, 2)), ((4, 9, 1), (0, 1, 2)), ((3, 40_000, 1), (2,)),
+    ],
+)  # fmt: skip
+def test_the_compiled_moments_are_those_of_numpy(dtype: str, shape: tuple[int, ...], keep: tuple[int, ...]) -> None:
+    """Tolerance: 1e-13 of the largest value for the mean, 1e-10 of the spread for m2; counts and extrema are exact."""
+    random = np.random.default_rng(len(shape))
+    block = (random.normal(50, 20, shape)).astype(dtype)
+    if block.dtype.kind == "f":
+        block[random.random(shape) < 0.1] = np.nan
+    for part in (block, block[::2], block[..., ::-1], np.asfortranarray(block)):
+        moments, oracle = Moments.of(part, keep), Moments.by_numpy(part, keep)
+        np.testing.assert_array_equal(moments.count, oracle.count)
+        np.testing.assert_array_equal(moments.minimum, oracle.minimum)
+        np.testing.assert_array_equal(moments.maximum, oracle.maximum)
+        largest = np.abs([oracle.minimum, oracle.maximum]).max(where=oracle.count > 0, initial=1)
+        np.testing.assert_allclose(moments.mean, oracle.mean, rtol=0, atol=1e-13 * largest)
+        np.testing.assert_allclose(moments.m2, oracle.m2, rtol=1e-10, atol=1e-20 * largest**2 * part.size)
+        assert moments == Moments.of(part, keep), "the same bits"
+
+
+def test_every_half_float_is_read() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    moments = Moments.of(halves, (0,))
+    np.testing.assert_array_equal(moments.count, ~np.isnan(halves))
+    np.testing.assert_array_equal(moments.mean[moments.count > 0], halves[moments.count > 0])
+
+
+def test_a_foreign_byte_order_is_left_to_numpy() -> None:
+    assert Moments.of(np.arange(5, dtype=">i4"), ()) == Moments.of(np.arange(5, dtype="i4"), ())
+
+
 @pytest.mark.parametrize("slab", [1, 3, 7])
 def test_slabs_change_nothing(monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
     monkeypatch.setattr(module, "_SLAB_SIZE", slab)

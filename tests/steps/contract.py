@@ -15,7 +15,9 @@ from gpuflow.grid import Grid
 from gpuflow.pipelines.load import from_dict
 from gpuflow.steps.base import ArraySpec, Step, StepError
 from gpuflow.steps.cast import DTYPES
+from gpuflow.steps.fuse import compile_steps
 from gpuflow.steps.registry import STEPS
+from tests.backends.same import assert_same
 
 SHAPES = [(), (0,), (5,), (4, 6), (3, 0, 2), (2, 3, 4)]
 
@@ -47,6 +49,7 @@ def accepted(step: Step, dtypes: tuple[str, ...]) -> Iterator[tuple[Step, np.nda
 class StepContract:
     steps: ClassVar[tuple[Step, ...]]
     split_dtypes: ClassVar[tuple[str, ...]] = DTYPES
+    compiled_dtypes: ClassVar[tuple[str, ...]] = ("bool", "uint8", "float16", "float32", "complex64")
 
     def cases(self, dtypes: tuple[str, ...] = DTYPES) -> Iterator[tuple[Step, np.ndarray, ArraySpec, ArraySpec]]:
         """(step bound to the array, array, what goes in, what comes out) for all that `check` accepts."""
@@ -85,6 +88,19 @@ class StepContract:
                     region = grid.region(linear)
                     pieces[region] = step.apply(np, np.ascontiguousarray(array[region]).reshape(array[region].shape), region)
                 np.testing.assert_array_equal(pieces, at_once)
+
+    def test_compiled_it_gives_the_same(self) -> None:
+        for step, array, spec, expected in self.cases(self.compiled_dtypes):
+            kernel = compile_steps((step,), spec)
+            assert kernel.out_dtype == expected.dtype
+            assert kernel.fused == (spec.dtype.kind != "c" and expected.dtype.kind != "c"), kernel.describe()
+            at_once = step.apply(np, array, whole(array))
+            assert_same(kernel(array, whole(array)), at_once, spec.dtype)
+            part = tuple(slice(size // 3, size) for size in array.shape)
+            block = np.asarray(array[part])
+            out = np.empty(block.shape, expected.dtype)
+            assert kernel(block, part, out) is out
+            assert_same(out, step.apply(np, block, part), spec.dtype)
 
     def test_it_survives_pickling(self) -> None:
         for step, array, _, _ in self.cases():

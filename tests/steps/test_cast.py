@@ -18,6 +18,7 @@ class TestContract(StepContract):
     steps = tuple(Cast(dtype=name) for name in DTYPES)
     # NaN and infinity in an integer are what the loop makes of them, which may differ between a vector and its tail.
     split_dtypes = tuple(name for name in DTYPES if np.dtype(name).kind != "f")
+    compiled_dtypes = ("bool", "int8", "float16", "float64")
 
 
 def test_the_dtypes_are_those_that_datasets_store() -> None:

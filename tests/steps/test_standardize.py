@@ -176,6 +176,15 @@ def test_wrong_parameters(params: dict[str, Any], message: str) -> None:
         Standardize(**params)
 
 
+def test_steps_that_have_run_compare() -> None:
+    block = np.ones((2, 3), "f4")
+    one, other = (Standardize(per=1, mean=[1, 2, 3], std=[1, 1, 1]) for _ in range(2))
+    for step in (one, other):
+        step.apply(np, block, whole(block))
+    assert one == other
+    assert one != Standardize(per=1, mean=[1, 2, 4], std=[1, 1, 1])
+
+
 def test_one_way_to_write_a_thing() -> None:
     assert Standardize(per=["channel"]) == Standardize(per="channel")
     assert Standardize(per=[]) == Standardize()

@@ -58,7 +58,9 @@ class NpySource:
         codec = self._checked(array)
         region = codec.metadata.grid.region(linear)
         dtype = codec.metadata.dtype
-        return bytes(codec.encode(np.ascontiguousarray(self._data[region], dtype=dtype).reshape(codec.metadata.grid.extent(linear))))
+        return bytes(
+            codec.encode(np.ascontiguousarray(self._data[region], dtype=dtype).reshape(codec.metadata.grid.extent(linear)))
+        )
 
     def path(self, array: str, linear: int) -> pathlib.Path | None:
         """None: the bytes are encoded anew."""

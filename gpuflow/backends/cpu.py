@@ -1,0 +1,133 @@
+"""A chain of expression trees in one pass over memory on the CPU.
+
+The result is that of NumPy, node by node; `TOLERANCE_ULP` lists what may differ. Nothing here imports numba before a kernel is
+called for the first time."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuflow.backends.expression_tree import Node
+from gpuflow.backends.layout import Layout, plan
+from gpuflow.backends.operations import DType, NotExpressible
+from gpuflow.backends.program import Program, lower
+from gpuflow.backends.source import stages, write
+
+_LIBRARY = "exp exp2 expm1 log log1p log2 log10 sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh"
+_LIBRARY += " cbrt arctan2 hypot logaddexp power"
+TOLERANCE_ULP: dict[str, int] = dict.fromkeys(_LIBRARY.split(), 4)
+"""Units in the last place of the operation's own dtype. NumPy computes these here as well, but its loops for contiguous arrays,
+for strided ones and for single values differ from each other by so much. All other operations are exact."""
+
+_TILE = 2**15
+"""Elements that pass through all stages at a time: 128 KiB of float32, so that a few of them stay in the second-level cache."""
+
+Block = NDArray[Any]
+Region = tuple[slice, ...]
+
+
+class Compiled:
+    """A program as compiled functions. Safe in threads; compiles on the first call, or loads what another process compiled."""
+
+    def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...]) -> None:
+        """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
+        self.program: Program = lower(trees, dtypes)
+        if self.program.uses_half() and not _converts_halves():
+            raise NotExpressible("this processor does not convert half floats")
+        self.in_dtype, self.out_dtype = dtypes[0], dtypes[-1]
+        self._stages = stages(self.program)
+        self._layout = lru_cache(maxsize=16)(self._plan)
+
+    @property
+    def numpy_names(self) -> tuple[str, ...]:
+        """What NumPy computes, tile by tile."""
+        return tuple(self.program.instructions[call].text for stage in self._stages for call in stage.calls)
+
+    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
+        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`."""
+        out = self._checked(block, region, out)
+        if not block.size:
+            return out
+        kept = tuple((part.start or 0, part.stop) for part in region)
+        layout = self._layout(block.shape, kept)
+        functions = _functions(self.program, layout.varying)
+        flat, tile = out.reshape(-1), _TILE if self.numpy_names else block.size
+        with np.errstate(all="ignore"):
+            for first, x in _pieces(block):
+                for start in range(0, x.size, tile):
+                    part = x[start : start + tile]
+                    self._run(functions, layout, first + start, part, flat[first + start : first + start + part.size])
+        return out
+
+    def _checked(self, block: Block, region: Region, out: Block | None) -> Block:
+        if block.dtype != self.in_dtype or block.shape != tuple(part.stop - (part.start or 0) for part in region):
+            raise ValueError(f"the kernel is for {self.in_dtype} in {region}, not for {block.dtype} of shape {block.shape}")
+        if out is None:
+            return np.empty(block.shape, self.out_dtype)
+        if out.shape != block.shape or out.dtype != self.out_dtype or not out.flags.c_contiguous:
+            raise ValueError(f"out has to be C-contiguous {self.out_dtype} of shape {block.shape}")
+        return out
+
+    def _plan(self, shape: tuple[int, ...], kept: tuple[tuple[int, int], ...]) -> Layout:
+        parts = []
+        for parameter in self.program.parameters:
+            part = parameter.values[tuple(slice(*kept[axis]) for axis in parameter.axes)]
+            parts.append((part, parameter.axes))
+        return plan(shape, parts)
+
+    def _run(self, functions: dict[int, Callable[..., None]], layout: Layout, start: int, x: Block, out: Block) -> None:
+        """One tile through all stages."""
+        code = self.program.instructions
+        values: dict[int, Any] = {index: one.value for index, one in enumerate(code) if one.kind == "constant"}
+        values |= {index: x for index, one in enumerate(code) if one.kind == "load"}
+        for number, stage in enumerate(self._stages):
+            inputs = [values[index] for index in stage.inputs]
+            for index in stage.outputs:
+                values[index] = np.empty(x.size, code[index].dtype) if stage.calls else out
+            if stage.outputs:
+                arrays = [_bits(one) for one in (*inputs, *(values[index] for index in stage.outputs))]
+                lines = [layout.parameters[code[index].number] for index in stage.parameters]
+                functions[number](start, layout.span, layout.period, *arrays, *(_bits(one) for pair in lines for one in pair))
+            for call in stage.calls:
+                values[call] = out if call == self.program.result else np.empty(x.size, code[call].dtype)
+                getattr(np, code[call].text)(*(values[index] for index in code[call].arguments), out=values[call])
+
+
+def _pieces(block: Block) -> Iterator[tuple[int, Block]]:
+    """(number of its first element, contiguous elements): the whole block, or copies of parts that stay in cache."""
+    if block.flags.c_contiguous:
+        yield 0, block.reshape(-1)
+        return
+    line = block.size // block.shape[0]
+    step = max(1, _TILE // line)
+    for first in range(0, block.shape[0], step):
+        yield first * line, np.ascontiguousarray(block[first : first + step]).reshape(-1)
+
+
+def _bits(array: Block) -> Block:
+    return array.view(np.uint16) if array.dtype == np.float16 else array
+
+
+def _functions(program: Program, varying: bool) -> dict[int, Callable[..., None]]:
+    """The compiled functions by stage."""
+    from gpuflow.backends.kernel_cache import load
+
+    module = load(write(program, varying))
+    names = {number: f"stage{number}" for number in range(len(program.instructions) + 1)}
+    return {number: getattr(module, name) for number, name in names.items() if hasattr(module, name)}
+
+
+@lru_cache(maxsize=1)
+def _converts_halves() -> bool:
+    """Whether a kernel may convert them: without the instruction LLVM calls a function that nobody provides."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    from llvmlite.binding import get_host_cpu_features  # type: ignore[import-untyped]
+
+    return bool(get_host_cpu_features().get("f16c"))
