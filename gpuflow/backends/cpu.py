@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ class Compiled:
         self.in_dtype, self.out_dtype = dtypes[0], dtypes[-1]
         self._stages = stages(self.program)
         self._layout = lru_cache(maxsize=16)(self._plan)
+        self._functions = lru_cache(maxsize=2)(partial(_functions, self.program))
+        self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
 
     @property
     def numpy_names(self) -> tuple[str, ...]:
@@ -54,9 +56,12 @@ class Compiled:
         out = self._checked(block, region, out)
         if not block.size:
             return out
-        kept = tuple((part.start or 0, part.stop) for part in region)
+        # Where a parameter does not vary, every part of a size is the same.
+        kept = tuple(
+            (part.start or 0, part.stop) if axis in self._axes else (0, block.shape[axis]) for axis, part in enumerate(region)
+        )
         layout = self._layout(block.shape, kept)
-        functions = _functions(self.program, layout.varying)
+        functions = self._functions(layout.varying)
         flat, tile = out.reshape(-1), _TILE if self.numpy_names else block.size
         with np.errstate(all="ignore"):
             for first, x in _pieces(block):
