@@ -5,7 +5,6 @@ Pure. A chunk here is one *stored object* (a chunk, or a shard where the array i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 
 
@@ -61,11 +60,3 @@ class Grid:
     def extent(self, linear: int) -> tuple[int, ...]:
         """Shape of the valid part of chunk number `linear`."""
         return tuple(part.stop - part.start for part in self.region(linear))
-
-    def covering(self, region: tuple[slice, ...]) -> list[int]:
-        """Linear numbers of the chunks that overlap `region` (slices with start and stop, step 1), ascending."""
-        ranges = [
-            range(part.start // chunk, -(-part.stop // chunk) if part.stop > part.start else part.start // chunk)
-            for part, chunk in zip(region, self.chunks, strict=True)
-        ]
-        return [self.ravel(index) for index in product(*ranges)]

@@ -34,22 +34,10 @@ def test_linear_numbers_count_in_c_order(grid: Grid) -> None:
     assert [grid.ravel(position) for position in positions] == list(range(grid.size))
 
 
-@given(grids(), st.data())
-def test_covering_finds_the_chunks_that_overlap(grid: Grid, data: st.DataObject) -> None:
-    bounds = [sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2))) for size in grid.shape]
-    region = tuple(slice(start, stop) for start, stop in bounds)
-    owner = np.zeros(grid.shape, dtype=int)
-    for linear in range(grid.size):
-        owner[grid.region(linear)] = linear
-    assert grid.covering(region) == np.unique(owner[region]).tolist()
-
-
 def test_a_scalar_is_one_chunk_and_an_empty_array_none() -> None:
     assert Grid((), ()).size == 1
     assert Grid((), ()).region(0) == ()
-    assert Grid((), ()).covering(()) == [0]
     assert Grid((0, 5), (2, 2)).size == 0
-    assert Grid((0, 5), (2, 2)).covering((slice(0, 0), slice(0, 5))) == []
 
 
 @pytest.mark.parametrize("linear", [-1, 6])

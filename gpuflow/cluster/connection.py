@@ -70,12 +70,6 @@ class Connection:
         answers = self.client.run(on_store, function, *args, workers=list(chosen))
         return {chosen[address]: answer for address, answer in answers.items()}
 
-    def on_node(self, node: str, function: Callable[..., T], *args: Any) -> T:
-        """`function(store, *args)` on one worker of `node`."""
-        address = self.nodes()[node][0]
-        answer: T = self.client.run(on_store, function, *args, workers=[address])[address]
-        return answer
-
     def sent_bytes(self, run: str) -> int:
         """Chunk bytes that left workers for `run`, by their own count."""
         workers = [address for addresses in self.nodes().values() for address in addresses]

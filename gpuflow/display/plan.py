@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from gpuflow.pipelines.plan import ChunkPlan, Plan, steps_as_data
+from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, steps_as_data
+from gpuflow.steps.fuse import compile_steps
 from gpuflow.units import format_nbytes
 
 
@@ -24,6 +25,7 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[s
             "steps": [] if array.carried else steps_as_data(array.steps),
             "carried": array.carried,
             "waits_for_statistics": array.first_unresolved() is not None,
+            "compute": _compute(array),
             "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
             "chunks": {
                 "total": array.source.grid.size,
@@ -37,6 +39,13 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[s
         }
     target = f"{plan.source.name} in place" if plan.spec.output.in_place else plan.target
     return {"source": plan.source.name, "output": target, "device": device, "fingerprint": plan.fingerprint(), "arrays": arrays}
+
+
+def _compute(array: ArrayPlan) -> str:
+    """How the steps will run, or why not in one pass; nothing to say before the parameters are known."""
+    if not array.steps or array.first_unresolved() is not None:
+        return ""
+    return compile_steps(array.steps, array.spec_before(0)).describe()
 
 
 def plan_view(details: Mapping[str, Any]) -> RenderableType:
@@ -58,6 +67,8 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
             format_nbytes(array["read_nbytes"]),
             escape(", ".join(f"{node}: {count}" for node, count in array["by_node"].items())),
         )
+        if array["compute"]:
+            notes.append(Text(f"{path}: {array['compute']}"))
         if array["waits_for_statistics"]:
             notes.append(Text(f"{path}: statistics over all its chunks are computed first"))
         if array["chunks"]["lost"]:

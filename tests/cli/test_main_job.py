@@ -86,6 +86,7 @@ def test_three_nodes_from_the_start_ship_nothing(tmp_path: Path) -> None:
         ("photos-train", "ready", 3),
     ]
     plan = json.loads(gpuflow("plan", QUICKSTART, "--json", root=root))
+    assert plan["arrays"]["image"]["compute"] == "standardize, clip, cast: one pass"
     assert plan["arrays"]["image"]["chunks"] == {"total": 26, "pending": 0, "skipped": 26, "lost": 0}
 
 
