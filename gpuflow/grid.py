@@ -5,10 +5,11 @@ Pure. A chunk here is one *stored object* (a chunk, or a shard where the array i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grid:
     """Regular grid of `chunks`-shaped blocks over `shape`. Both have one entry per dimension; edges may be ragged."""
 
@@ -21,12 +22,12 @@ class Grid:
         if any(size < 0 for size in self.shape) or any(size < 1 for size in self.chunks):
             raise ValueError(f"shape {self.shape} must be >= 0 and chunks {self.chunks} >= 1")
 
-    @property
+    @cached_property
     def counts(self) -> tuple[int, ...]:
         """Number of chunks along each dimension."""
         return tuple(-(-size // chunk) for size, chunk in zip(self.shape, self.chunks, strict=True))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of chunks; 1 for a scalar array, 0 when a dimension is empty."""
         return prod(self.counts)

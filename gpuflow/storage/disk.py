@@ -18,9 +18,15 @@ import xxhash
 from gpuflow.errors import GpuflowError, StoreError
 from gpuflow.storage.buffers import Buffer
 
-_libc = ctypes.CDLL(None)
+_libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
+_RENAME_EXCHANGE = 2
+_AT_FDCWD = -100  # linux/fcntl.h
+
+_RESERVE_NBYTES = 2**20  # of smaller files it costs more than it saves
 
 
 def digest(data: bytes | memoryview) -> bytes:
@@ -34,13 +40,13 @@ def write_file(path: str | Path, data: bytes | memoryview, durable: bool = True,
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
         try:
-            view = memoryview(data).cast("B")
-            while len(view):
-                view = view[os.write(descriptor, view) :]
+            if (nbytes := memoryview(data).nbytes) >= _RESERVE_NBYTES:
+                _reserve(descriptor, nbytes)
+            write_all(descriptor, data)
             if durable:
                 os.fsync(descriptor)
             elif soon:
-                _start_writeback(descriptor)
+                start_writeback(descriptor)
         finally:
             os.close(descriptor)  # a network file system may report the full disk here
     except BaseException:
@@ -48,7 +54,32 @@ def write_file(path: str | Path, data: bytes | memoryview, durable: bool = True,
         raise
 
 
-def _start_writeback(descriptor: int) -> None:
+def write_all(descriptor: int, data: bytes | memoryview) -> int:
+    """Write `data` at the descriptor's position, however often the kernel takes only a part of it; its length in bytes."""
+    view = memoryview(data).cast("B")
+    nbytes = len(view)
+    while len(view):
+        view = view[os.write(descriptor, view) :]
+    return nbytes
+
+
+def _reserve(descriptor: int, nbytes: int) -> None:
+    """Allocate a new file's blocks at once, where the file system can: a write of 4 MiB then takes 0.45 ms and not 0.6 on ext4."""
+    if _libc.fallocate(descriptor, 0, 0, nbytes) and (code := ctypes.get_errno()) in (errno.ENOSPC, errno.EDQUOT):
+        raise OSError(code, os.strerror(code))
+
+
+def exchange(one: str, other: str) -> bool:
+    """Swap two files atomically. False when the kernel or the file system cannot. FileNotFoundError when one is not there."""
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.EINVAL, errno.ENOSYS):
+        return False
+    raise OSError(code, os.strerror(code), one, None, other)
+
+
+def start_writeback(descriptor: int) -> None:
     """Have the kernel begin to write, without waiting, for an fsync that comes later: half the time of fsyncs one after the other, on
     ext4, but 0.1 ms a file where none comes."""
     _libc.sync_file_range(descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
@@ -81,7 +112,7 @@ def read_into(path: str | Path, nbytes: int, buffer: Buffer) -> memoryview[int] 
     return memory.data[:nbytes] if position == nbytes else None
 
 
-def sync_data(path: Path) -> None:
+def sync_data(path: str | Path) -> None:
     """Make the bytes of an existing file durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -90,7 +121,7 @@ def sync_data(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_directories(paths: Iterable[Path]) -> None:
+def sync_directories(paths: Iterable[str | Path]) -> None:
     """Make the entries of these directories durable."""
     for path in set(paths):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -112,7 +143,7 @@ def make_directories(path: Path, durable: bool = True) -> None:
             sync_directories([directory.parent])
 
 
-def write_durably(path: Path, data: bytes, temporary: Path | None = None) -> None:
+def write_durably(path: Path, data: bytes, temporary: str | Path | None = None) -> None:
     """Replace `path` by `data`: temporary (beside it unless given), fsync, rename, fsync of the directory. A failure leaves none."""
     make_directories(path.parent)
     temporary = temporary or path.with_name(f".{path.name}.{uuid.uuid4().hex}")

@@ -173,9 +173,8 @@ class Manifest:
 
     def replicas_of(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, Replica]:
         """The replicas of those of `chunks` that are here."""
-        marks = ",".join("?" * len(chunks))
-        identity = self._array_id(dataset, array)
-        rows = self._rows(f"SELECT chunk, {_COLUMNS} FROM replica WHERE array = ? AND chunk IN ({marks})", identity, *chunks)
+        number = self._array_id(dataset, array)
+        rows = self._at([(number, chunk) for chunk in chunks], f"SELECT chunk, {_COLUMNS} FROM replica")
         return {row[0]: Replica(dataset, array, *row) for row in rows}
 
     def replicas(self, dataset: str, array: str) -> NDArray[Any]:
@@ -226,7 +225,7 @@ class Manifest:
                 if self._is_removed(name):
                     raise NotFound("dataset", name, hint="it was removed meanwhile")
             blocked, rows = [], []
-            keys = [(self._array_id(replica.dataset, replica.array, create=True), replica.chunk) for replica, _ in commits]
+            keys = self._keys([replica for replica, _ in commits], create=True)
             current = {row[:2]: row[2:] for row in self._at(keys, "SELECT array, chunk, generation, digest FROM replica")}
             busy = set(self._at(keys, "SELECT array, chunk FROM intent"))
             for (replica, replaces), key in zip(commits, keys, strict=True):
@@ -239,13 +238,13 @@ class Manifest:
                 self._connection.executemany("INSERT INTO intent VALUES (?,?,?,?,?,?,?,?,?)", rows)
             return blocked
 
-    def _at(self, keys: Sequence[tuple[int, int]], select: str) -> list[tuple[Any, ...]]:
-        """The rows of a selection at these (array, chunk), one query for each array."""
+    def _at(self, keys: Sequence[tuple[int, int]], statement: str) -> list[tuple[Any, ...]]:
+        """Run `statement` for the rows at these (array, chunk), once for each array; what it gives."""
         rows = []
         for array in {array for array, _ in keys}:
             chunks = [chunk for owner, chunk in keys if owner == array]
             each = "SELECT value FROM json_each(?)"  # one parameter: their number is limited
-            rows += self._rows(f"{select} WHERE array = ? AND chunk IN ({each})", array, json.dumps(chunks))
+            rows += self._rows(f"{statement} WHERE array = ? AND chunk IN ({each})", array, json.dumps(chunks))
         return rows
 
     def finish(self, replicas: Sequence[Replica], *, durable: bool = True) -> list[Replica]:
@@ -253,14 +252,14 @@ class Manifest:
 
         Returns those whose dataset was removed meanwhile; they get no row. One whose intent has ended already is passed over."""
         with self.transaction(durable=durable):
-            announced = [replica for replica in replicas if self._end_intent(replica)]
+            announced = self._end_intents(replicas)
             gone = {name for name in {replica.dataset for replica in announced} if self._is_removed(name)}
             kept = [replica for replica in announced if replica.dataset not in gone]
             self._connection.execute("UPDATE meta SET value = value + ? WHERE key = 'seq'", (len(kept),))
             (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
             rows = [
-                (self._array_id(r.dataset, r.array), r.chunk, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, seq, 0)
-                for seq, r in enumerate(kept, newest - len(kept) + 1)
+                (*key, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, seq, 0)
+                for seq, (key, r) in enumerate(zip(self._keys(kept), kept, strict=True), newest - len(kept) + 1)
             ]
             self._connection.executemany("REPLACE INTO replica VALUES (?,?,?,?,?,?,?,?,?)", rows)
             return [replica for replica in announced if replica.dataset in gone]
@@ -268,16 +267,25 @@ class Manifest:
     def withdraw(self, replicas: Iterable[Replica]) -> None:
         """These announced replicas did not come about."""
         with self.transaction():
-            for replica in replicas:
-                self._end_intent(replica)
+            self._end_intents(list(replicas))
 
-    def _end_intent(self, replica: Replica) -> bool:
-        """Whether it was there: of two that settle the same commit, only the first finds it."""
-        ended = self._connection.execute(
-            "DELETE FROM intent WHERE array = ? AND chunk = ? AND generation = ? AND digest = ?",
-            (self._array_id(replica.dataset, replica.array), replica.chunk, replica.generation, replica.digest),
-        )
-        return ended.rowcount > 0
+    def _end_intents(self, replicas: Sequence[Replica]) -> list[Replica]:
+        """Those whose intent was there: of two that settle the same commit, only the first finds it."""
+        keys = self._keys(replicas)
+        there = {row[:2]: row[2:] for row in self._at(keys, "SELECT array, chunk, generation, digest FROM intent")}
+        ended = [
+            (key, replica)
+            for key, replica in zip(keys, replicas, strict=True)
+            if there.get(key) == (replica.generation, replica.digest)
+        ]
+        self._at([key for key, _ in ended], "DELETE FROM intent")
+        return [replica for _, replica in ended]
+
+    def _keys(self, replicas: Sequence[Replica], create: bool = False) -> list[tuple[int, int]]:
+        """(array's number, chunk) of each."""
+        arrays = {(replica.dataset, replica.array) for replica in replicas}
+        numbers = {array: self._array_id(*array, create=create) for array in arrays}
+        return [(numbers[replica.dataset, replica.array], replica.chunk) for replica in replicas]
 
     def _is_removed(self, name: str) -> bool:
         return bool(self._rows("SELECT 1 FROM dataset WHERE name = ? AND state = 'removed'", name))

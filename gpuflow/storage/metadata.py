@@ -86,13 +86,18 @@ class ArrayMetadata:
 
     def key(self, linear: int) -> str:
         """Zarr key of stored object number `linear`, relative to the array: `c/0/1`, or `0.1` in the v2 encoding."""
+        prefix, separator = self._key_encoding
+        index = self.grid.unravel(linear)
+        return separator.join([*prefix, *map(str, index)]) or "0"
+
+    @cached_property
+    def _key_encoding(self) -> tuple[tuple[str, ...], str]:
+        """What stands before the index, and between everything."""
         encoding = self.document["chunk_key_encoding"]
         configuration = encoding.get("configuration") or {}
-        index = self.grid.unravel(linear)
         if encoding["name"] == "v2":
-            return str(configuration.get("separator", ".")).join(map(str, index)) if index else "0"
-        separator = configuration.get("separator", "/")
-        return str(separator).join(["c", *map(str, index)])
+            return (), str(configuration.get("separator", "."))
+        return ("c",), str(configuration.get("separator", "/"))
 
     def to_json(self) -> bytes:
         """The document as it is laid on disk."""

@@ -25,6 +25,7 @@ from gpuflow.storage.buffers import Buffer
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import (
     digest,
+    exchange,
     make_directories,
     read_file,
     read_into,
@@ -36,6 +37,7 @@ from gpuflow.storage.disk import (
 )
 from gpuflow.storage.manifest import UNKNOWN, Intent, Manifest, Replica
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.spares import Spares, write_over
 from gpuflow.storage.writer import Writer, dead_writers
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class Staged:
     replaces: the generation that this node must have when it is committed, 0 for none. linked: other names may share the file."""
 
     replica: Replica
-    temporary: Path | None
+    temporary: str | None
     replaces: int
     linked: bool = False
 
@@ -67,6 +69,7 @@ class NodeStore:
         self.root = Path(root).absolute()
         self._lock = threading.Lock()
         self._writer: Writer | None = None
+        self.spares = Spares()
         self._unsettled: set[Replica] = set()  # announced here, and the attempt to settle them failed: a full disk
         self._records: dict[str, DatasetRecord] = {}
         self._codecs: dict[tuple[str, str], tuple[DatasetRecord, ArrayCodec]] = {}
@@ -92,7 +95,7 @@ class NodeStore:
             write_file(temporary, json.dumps(fresh).encode())
             with contextlib.suppress(FileExistsError):
                 os.link(temporary, path)  # the first of several starting processes wins
-            temporary.unlink()
+            os.unlink(temporary)
             sync_directories([self.root])
         try:
             node_id = json.loads(read_file(path))["node_id"]
@@ -151,7 +154,7 @@ class NodeStore:
             raise ConfigError([Problem(f"{name!r} cannot name a dataset", hint="use letters, digits, - and _")])
         return self.root / "datasets" / name
 
-    def _try_put(self, record: DatasetRecord, folder: Path, moved: Path) -> bool:
+    def _try_put(self, record: DatasetRecord, folder: Path, moved: str) -> bool:
         """False when commits into a removed dataset of that name are still under way."""
         known = self.manifest.version(record.name)
         if known is not None and known[0] >= record.version:
@@ -275,10 +278,26 @@ class NodeStore:
     def stage(self, replica: Replica, data: bytes | memoryview, *, replaces: int = 0, durable: bool = True) -> Staged:
         """Write the chunk's bytes beside the tree. durable: they are to be committed so, and are on their way to the disk from now on.
         StoreError when there is no room; nothing is left behind then."""
-        temporary = self.writer.temporary()
         with store_errors(self.root):
-            write_file(temporary, data, durable=False, soon=durable)
-        return Staged(replica, temporary, replaces)
+            spare = self._over_spare(data, durable)
+            if spare is None:
+                spare = self.writer.temporary()
+                write_file(spare, data, durable=False, soon=durable)
+        return Staged(replica, spare, replaces)
+
+    def _over_spare(self, data: bytes | memoryview, durable: bool) -> str | None:
+        """A spare file that now holds `data`, if there is one and nobody else has it."""
+        spare = self.spares.take()
+        if spare is None:
+            return None
+        try:
+            if write_over(spare, data, soon=durable):
+                return spare
+        except BaseException:
+            os.unlink(spare)
+            raise
+        os.unlink(spare)
+        return None
 
     def stage_link(self, replica: Replica, source: Path, *, replaces: int = 0) -> Staged:
         """Take `source` by a hard link: no bytes are copied, and it is never written to, since commits replace files."""
@@ -304,30 +323,42 @@ class NodeStore:
         targets = self._announce(staged, durable)
         try:
             with store_errors(self.root):
-                for item, target in zip(staged, targets, strict=True):
-                    self._put_file(item, target, durable)
+                replaced = [item for item, target in zip(staged, targets, strict=True) if self._put_file(item, target, durable)]
                 if durable:
-                    sync_directories({target.parent for target in targets if target.parent.exists()})
+                    folders = {os.path.dirname(target) for target in targets}
+                    sync_directories(folder for folder in folders if os.path.exists(folder))
             gone = self.manifest.finish(replicas, durable=durable)
         except BaseException:
             self._undo(staged)
             raise
+        self._keep_spares(replaced)
         if gone:
             self._sweep()
             raise NotFound("dataset", gone[0].dataset, hint="it was removed meanwhile")
 
-    def _put_file(self, item: Staged, target: Path, durable: bool) -> None:
+    def _put_file(self, item: Staged, target: str, durable: bool) -> bool:
+        """Have the staged file at `target`. Whether the one that it replaced is now the temporary."""
         if item.temporary is None:
-            if target.parent.is_dir():
-                target.unlink(missing_ok=True)
-            return
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(target)
+            return False
+        if item.replaces and not item.linked:
+            with contextlib.suppress(FileNotFoundError):  # the generation before was EMPTY
+                if exchange(item.temporary, target):
+                    return True
         try:
             os.rename(item.temporary, target)
         except FileNotFoundError:
-            make_directories(target.parent, durable)
+            make_directories(Path(target).parent, durable)
             os.rename(item.temporary, target)
         if item.linked:
-            item.temporary.unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
+            Path(item.temporary).unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
+        return False
+
+    def _keep_spares(self, replaced: Sequence[Staged]) -> None:
+        for item in replaced:
+            if not self.spares.give(str(item.temporary), item.replica.nbytes):
+                self.discard([item])
 
     def _undo(self, staged: Sequence[Staged]) -> None:
         """Settle a commit that failed here. When that fails too, `recover` does it: in this process, or in another after it."""
@@ -341,7 +372,7 @@ class NodeStore:
             logger.warning("node %s: a failed commit is not settled yet: %s", self.node_id, error)
         self.discard(staged)
 
-    def _announce(self, staged: Sequence[Staged], durable: bool) -> list[Path]:
+    def _announce(self, staged: Sequence[Staged], durable: bool) -> list[str]:
         """The files of the announced replicas. Their bytes are durable first, for an intent may be carried out by another process."""
         deadline = time.monotonic() + _COMMIT_PATIENCE_SECONDS
         commits = [(item.replica, item.replaces) for item in staged]
@@ -363,17 +394,17 @@ class NodeStore:
             self.discard(staged)
             raise
 
-    def _targets(self, replicas: Sequence[Replica]) -> list[Path]:
+    def _targets(self, replicas: Sequence[Replica]) -> list[str]:
         records = {name: self.record(name) for name in {replica.dataset for replica in replicas}}
-        names = (records[replica.dataset].chunk_name(replica.array, replica.chunk) for replica in replicas)
-        return [self.root / "datasets" / name for name in names]
+        prefix = f"{self.root}/datasets/"
+        return [prefix + records[replica.dataset].chunk_name(replica.array, replica.chunk) for replica in replicas]
 
     def discard(self, staged: Sequence[Staged]) -> None:
         """Drop staged replicas that will not be committed."""
         for item in staged:
             if item.temporary is not None:
                 with contextlib.suppress(OSError):  # it goes with the writer's folder
-                    item.temporary.unlink(missing_ok=True)
+                    os.unlink(item.temporary)
 
     # -- after a crash --------------------------------------------------------------------------------------------------------
 
@@ -419,7 +450,7 @@ class NodeStore:
                 undone.append(replica)
                 continue
             if replica.digest == EMPTY:
-                self._put_file(Staged(replica, None, 0), path, True)
+                self._put_file(Staged(replica, None, 0), str(path), True)
             found = digest(read_file(path)) if path.is_file() else EMPTY
             if replica.digest == found:
                 done.append(replica)

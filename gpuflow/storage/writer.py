@@ -26,11 +26,11 @@ class Writer:
         with _locked(self.folder.parent, fcntl.LOCK_SH):
             self.folder.mkdir()
             self._lock: int | None = _take(self.folder / "lock")
-        self._numbers = count()
+        self._numbers, self._prefix = count(), f"{self.folder}/"
 
-    def temporary(self) -> Path:
+    def temporary(self) -> str:
         """A path for a new temporary file, on the root's own file system."""
-        return self.folder / str(next(self._numbers))
+        return f"{self._prefix}{next(self._numbers)}"
 
     def close(self) -> None:
         """Temporary files go. Closing twice is harmless."""

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
-OS_CALLS = ("write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir")
+from gpuflow.storage import node
+
+OS_CALLS = ("write", "fsync", "fdatasync", "rename", "replace", "link", "unlink", "mkdir", "ftruncate")
 _WRITES = ("BEGIN IMMEDIATE", "INSERT", "UPDATE", "REPLACE", "DELETE", "COMMIT")
 
 
@@ -41,6 +43,7 @@ def patched(faults: Faults) -> Iterator[Faults]:
     with pytest.MonkeyPatch.context() as patch:
         for name in OS_CALLS:
             patch.setattr(os, name, _asking(faults, getattr(os, name)))
+        patch.setattr(node, "exchange", _asking(faults, node.exchange))
         patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=_connection(faults)))
         yield faults
 

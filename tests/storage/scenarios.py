@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from gpuflow.storage.node import NodeStore, Staged
 from tests.storage.faults import Faults
@@ -51,12 +52,21 @@ def _several(*chunks: tuple[int, int, bytes | None]) -> Callable[[NodeStore], li
     return staged
 
 
+def _over_spare(store: NodeStore) -> list[Staged]:
+    """One chunk in a file that was longer, and one in a new file."""
+    path = store.writer.temporary()
+    Path(path).write_bytes(bytes(100))
+    assert store.spares.give(path, 100)
+    return _several((1, 2, None), (0, 2, None))(store)
+
+
 _GROUP = ((0, 2, None), (3, 1, None), (1, 2, b""))
 _GROUP_AFTER = {0: content(0, 2), 3: content(3, 1), 1: None}
 
 SCENARIOS: dict[str, Scenario] = {
     "new chunk": Scenario(_several((3, 1, None)), {3: content(3, 1)}),
     "overwrite": Scenario(_several((0, 2, None)), {0: content(0, 2)}),
+    "overwrite, in a spare file": Scenario(_over_spare, {0: content(0, 2), 1: content(1, 2)}),
     "same bytes": Scenario(_several((0, 2, content(0, 1))), {0: content(0, 1)}),
     "link": Scenario(_link, {0: content(9, 9)}),
     "empty over a file": Scenario(_several((0, 2, b"")), {0: None}),

@@ -36,9 +36,9 @@ def _holder(root: Path) -> subprocess.Popen[str]:
 
 def test_a_live_writer_is_not_dead_even_to_its_own_process(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
-    path = writer.temporary()
+    path = Path(writer.temporary())
     path.write_bytes(b"x")
-    assert path != writer.temporary()
+    assert str(path) != writer.temporary()
     assert _dead(tmp_path) == []
     assert path.exists()
     writer.close()
