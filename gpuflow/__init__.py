@@ -1,5 +1,6 @@
 """gpuflow: pipelines that run where the chunks of your Zarr data lie.
 
+    calibrate  measure the limits of each node's hardware
     connect    a cluster to work on: a running one, or an embedded one on this machine
     ingest     a Zarr, a .npy file or a directory of images becomes a dataset
     Pipeline   what is to be done to a dataset, as in the YAML file
@@ -15,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gpuflow import errors as errors
     from gpuflow.cluster.connection import connect as connect
+    from gpuflow.facade import calibrate as calibrate
     from gpuflow.facade import ingest as ingest
     from gpuflow.facade import run as run
     from gpuflow.pipelines.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "connect", "errors", "ingest", "run"]
+__all__ = ["Pipeline", "__version__", "calibrate", "connect", "errors", "ingest", "run"]
 
 _ROOMS = {
     "Pipeline": "gpuflow.pipelines.pipeline",
+    "calibrate": "gpuflow.facade",
     "connect": "gpuflow.cluster.connection",
     "ingest": "gpuflow.facade",
     "run": "gpuflow.facade",

@@ -9,6 +9,7 @@
     |- ChunkCorrupt           a replica's bytes are not those that were committed
     |- ChunkLost              no live replica of a chunk
     |- StaleChunk             a chunk changed under a task: its commit is refused
+    |- PlanTooLarge           a worker has not the memory that the chunks need
     |- StatisticsError        a statistic that a step needs is unusable
     |- RunFailed              chunks of a run failed; carries the receipt
     `- ClusterError           no cluster, no plugin, no node, wrong version
@@ -21,6 +22,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gpuflow.units import format_nbytes
+
 __all__ = [
     "ChunkCorrupt",
     "ChunkLost",
@@ -30,6 +33,7 @@ __all__ = [
     "GpuflowError",
     "NameTaken",
     "NotFound",
+    "PlanTooLarge",
     "Problem",
     "RunFailed",
     "SourceError",
@@ -154,6 +158,47 @@ class StaleChunk(GpuflowError):
 
     def __str__(self) -> str:
         return f"chunk {self.chunk} is at generation {self.found}, not {self.expected}: another run changed it; run again"
+
+
+class PlanTooLarge(GpuflowError, MemoryError):
+    """The chunks of `array` need more memory than a worker has. Bytes are of one worker with `threads` threads.
+
+    fitting_threads: with how many it would do, 0 for none; fitting_chunks: shape of chunks that would do with `threads`."""
+
+    def __init__(
+        self,
+        array: str,
+        chunks: Sequence[int],
+        chunk_nbytes: int,
+        worker: str,
+        threads: int,
+        need_nbytes: int,
+        have_nbytes: int,
+        fitting_threads: int,
+        fitting_chunks: Sequence[int],
+    ) -> None:
+        super().__init__(array, chunks, chunk_nbytes, worker, threads, need_nbytes, have_nbytes, fitting_threads, fitting_chunks)
+        self.array, self.chunks, self.chunk_nbytes, self.worker, self.threads = (
+            array,
+            tuple(chunks),
+            chunk_nbytes,
+            worker,
+            threads,
+        )
+        self.need_nbytes, self.have_nbytes = need_nbytes, have_nbytes
+        self.fitting_threads, self.fitting_chunks = fitting_threads, tuple(fitting_chunks)
+
+    def __str__(self) -> str:
+        def counted(threads: int) -> str:
+            return f"{threads} thread" + ("s" if threads > 1 else "")
+
+        ways = [f"workers of at most {counted(self.fitting_threads)}"] if self.fitting_threads else []
+        ways += [f"chunks of {' x '.join(map(str, self.fitting_chunks))}"] if self.fitting_chunks else []
+        return (
+            f"array {self.array!r}: a chunk of {' x '.join(map(str, self.chunks))} is {format_nbytes(self.chunk_nbytes)}; "
+            f"{self.worker} with {counted(self.threads)} needs {format_nbytes(self.need_nbytes)} "
+            f"and may use {format_nbytes(self.have_nbytes)}; {' or '.join(ways) or 'nothing smaller'} would fit"
+        )
 
 
 class StatisticsError(GpuflowError, ArithmeticError):

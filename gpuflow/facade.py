@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.cluster.connection import Connection, connect
+from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import raise_for, run_pipeline
 from gpuflow.execution.submit import Progress
@@ -59,6 +60,15 @@ def run(
     spec = as_spec(pipeline)
     with _connected(connection, device=spec.run.device, workers=spec.run.workers) as cluster:
         return raise_for(run_pipeline(cluster, spec, stack=stack, progress=progress))
+
+
+def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:
+    """Measure the limits of every node: disk, memory, codecs, fsync. They are kept with the node; the result is by node id, in the units
+    that its keys name.
+
+    StoreError when a root has no room for the temporary files."""
+    with _connected(connection) as cluster:
+        return calibration_data(calibrate_nodes(cluster))
 
 
 def as_spec(pipeline: Pipeline | PipelineSpec | str | os.PathLike[str]) -> PipelineSpec:

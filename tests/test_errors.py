@@ -23,6 +23,7 @@ EXAMPLES: list[GpuflowError] = [
     errors.ChunkLost("x/data/c/0", ["n1", "n2"]),
     errors.ChunkLost("x/data/c/0"),
     errors.StaleChunk("x/data/c/0", 1, 2),
+    errors.PlanTooLarge("t", (1, 512, 512), 2**20, "worker w", 8, 2**30, 2**29, 1, (1, 256, 512)),
     errors.StatisticsError("steps[1]", "the deviation is zero", "leave it out"),
     errors.RunFailed({"failures": [{"chunk": "c", "error": "e"}], "chunks": {"failed": 1, "total": 9}}),
     errors.ClusterError("no scheduler", "start one"),
@@ -91,7 +92,7 @@ def test_messages_are_sentences_with_a_remedy() -> None:
     assert "searched: n1, n2" in texts[8]
     assert "searched: no node" in texts[9]
     assert texts[10] == "chunk x/data/c/0 is at generation 2, not 1: another run changed it; run again"
-    assert texts[12] == "1 of 9 chunks failed: c: e"
+    assert texts[13] == "1 of 9 chunks failed: c: e"
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_messages_are_sentences_with_a_remedy() -> None:
         (errors.NotFound, LookupError),
         (errors.StoreError, OSError),
         (errors.ChunkLost, LookupError),
+        (errors.PlanTooLarge, MemoryError),
         (errors.StatisticsError, ArithmeticError),
         (errors.ClusterError, RuntimeError),
     ],

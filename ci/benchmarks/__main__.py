@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ci.benchmarks.report import finish
 
-NAMES = ("engine",)
+NAMES = ("engine", "codecs", "memory")
 
 
 def main() -> int:

@@ -11,13 +11,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gpuflow.backends.block import Block, Region, checked
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.layout import Layout, plan
-from gpuflow.backends.operations import DType, NotExpressible
+from gpuflow.backends.operations import DType, NotExpressible, Unfit
 from gpuflow.backends.program import Program, lower
-from gpuflow.backends.source import stages, write
+from gpuflow.backends.source import divide, stages, write
 
 _LIBRARY = "exp exp2 expm1 log log1p log2 log10 sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh"
 _LIBRARY += " cbrt arctan2 hypot logaddexp power"
@@ -28,33 +28,36 @@ for strided ones and for single values differ from each other by so much. All ot
 _TILE = 2**15
 """Elements that pass through all stages at a time: 128 KiB of float32, so that a few of them stay in the second-level cache."""
 
-Block = NDArray[Any]
-Region = tuple[slice, ...]
-
 
 class Compiled:
     """A program as compiled functions. Safe in threads; compiles on the first call, or loads what another process compiled."""
 
     def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...]) -> None:
         """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
-        self.program: Program = lower(trees, dtypes)
+        self.program: Program = divide(lower(trees, dtypes))
         if self.program.uses_half() and not _converts_halves():
             raise NotExpressible("this processor does not convert half floats")
-        self.in_dtype, self.out_dtype = dtypes[0], dtypes[-1]
+        self.dtypes = dtypes[0], dtypes[-1]
         self._stages = stages(self.program)
+        self._by_numpy = {self.program.instructions[call].name for stage in self._stages for call in stage.calls}
         self._layout = lru_cache(maxsize=16)(self._plan)
         self._functions = lru_cache(maxsize=2)(partial(_functions, self.program))
         self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
 
-    @property
-    def numpy_names(self) -> tuple[str, ...]:
-        """What NumPy computes, tile by tile."""
-        return tuple(self.program.instructions[call].text for stage in self._stages for call in stage.calls)
+    def describe(self) -> str:
+        """How it runs."""
+        left = ", ".join(sorted(self._by_numpy))
+        return "one pass" + (f", with {left} by NumPy in tiles" if left else "")
 
     def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
-        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`."""
-        out = self._checked(block, region, out)
+        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`.
+
+        Unfit when a value fails a check; `block` is then as it was."""
+        out = checked(block, region, out, self.dtypes)
         if not block.size:
+            return out
+        if self.program.checks and np.may_share_memory(block, out):
+            out[...] = self(block, region)
             return out
         # Where a parameter does not vary, every part of a size is the same.
         kept = tuple(
@@ -62,21 +65,15 @@ class Compiled:
         )
         layout = self._layout(block.shape, kept)
         functions = self._functions(layout.varying)
-        flat, tile = out.reshape(-1), _TILE if self.numpy_names else block.size
+        flat, tile = out.reshape(-1), _TILE if self._by_numpy else block.size
+        unfit = np.zeros(1, np.uint8)
         with np.errstate(all="ignore"):
             for first, x in _pieces(block):
                 for start in range(0, x.size, tile):
                     part = x[start : start + tile]
-                    self._run(functions, layout, first + start, part, flat[first + start : first + start + part.size])
-        return out
-
-    def _checked(self, block: Block, region: Region, out: Block | None) -> Block:
-        if block.dtype != self.in_dtype or block.shape != tuple(part.stop - (part.start or 0) for part in region):
-            raise ValueError(f"the kernel is for {self.in_dtype} in {region}, not for {block.dtype} of shape {block.shape}")
-        if out is None:
-            return np.empty(block.shape, self.out_dtype)
-        if out.shape != block.shape or out.dtype != self.out_dtype or not out.flags.c_contiguous:
-            raise ValueError(f"out has to be C-contiguous {self.out_dtype} of shape {block.shape}")
+                    self._run(functions, layout, first + start, unfit, part, flat[first + start : first + start + part.size])
+        if unfit[0]:
+            raise Unfit
         return out
 
     def _plan(self, shape: tuple[int, ...], kept: tuple[tuple[int, int], ...]) -> Layout:
@@ -86,7 +83,9 @@ class Compiled:
             parts.append((part, parameter.axes))
         return plan(shape, parts)
 
-    def _run(self, functions: dict[int, Callable[..., None]], layout: Layout, start: int, x: Block, out: Block) -> None:
+    def _run(
+        self, functions: dict[int, Callable[..., None]], layout: Layout, start: int, unfit: Block, x: Block, out: Block
+    ) -> None:
         """One tile through all stages."""
         code = self.program.instructions
         values: dict[int, Any] = {index: one.value for index, one in enumerate(code) if one.kind == "constant"}
@@ -95,13 +94,15 @@ class Compiled:
             inputs = [values[index] for index in stage.inputs]
             for index in stage.outputs:
                 values[index] = np.empty(x.size, code[index].dtype) if stage.calls else out
-            if stage.outputs:
+            if stage.computes:
                 arrays = [_bits(one) for one in (*inputs, *(values[index] for index in stage.outputs))]
                 lines = [layout.parameters[code[index].number] for index in stage.parameters]
-                functions[number](start, layout.span, layout.period, *arrays, *(_bits(one) for pair in lines for one in pair))
+                functions[number](
+                    start, layout.span, layout.period, unfit, *arrays, *(_bits(one) for pair in lines for one in pair)
+                )
             for call in stage.calls:
                 values[call] = out if call == self.program.result else np.empty(x.size, code[call].dtype)
-                getattr(np, code[call].text)(*(values[index] for index in code[call].arguments), out=values[call])
+                getattr(np, code[call].name)(*(values[index] for index in code[call].arguments), out=values[call])
 
 
 def _pieces(block: Block) -> Iterator[tuple[int, Block]]:

@@ -61,10 +61,11 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """The value of `argument` as NumPy's `astype` gives it."""
+    """The value of `argument` as NumPy's `astype` gives it. strict: one that does not fit is an error."""
 
     argument: Node
     dtype: np.dtype[Any]
+    strict: bool = False
 
 
 Node = Constant | Variable | Call | Parameter | Cast

@@ -31,9 +31,22 @@ class NotExpressible(Exception):
     """A kernel would not give what NumPy gives: why."""
 
 
+class Unfit(Exception):
+    """A value did not pass a check of the program; what is in the output is not to be used."""
+
+
 def type_name(dtype: DType) -> str:
     """The numba type that a value of `dtype` has in a kernel."""
     return {"float16": "float32", "bool": "bool"}.get(dtype.name, dtype.name)
+
+
+def spell(name: str, arguments: list[DType], out: DType) -> str | None:
+    """The text of a call; None when it is better left to NumPy."""
+    if name == "cast":
+        return cast(arguments[0], out)
+    if name == "where":
+        return "({1} if {0} else {2})"
+    return clip() if name == "clip" else operation(name, arguments[0])
 
 
 def operation(ufunc: str, dtype: DType) -> str | None:
@@ -49,15 +62,6 @@ def operation(ufunc: str, dtype: DType) -> str | None:
     if ufunc in ("minimum", "maximum"):
         return _extremum(ufunc, dtype)
     return _on_float(ufunc, dtype) if dtype.kind == "f" else _on_integer(ufunc, dtype)
-
-
-def power(dtype: DType, exponent: float) -> str | None:
-    """`x ** exponent` where NumPy takes a shorter way than `pow`."""
-    if exponent == 2:
-        return "{0} * {0}"
-    if dtype.kind == "f" and dtype.itemsize > 2:
-        return {0.5: "sqrt({0})", -1.0: "1 / {0}"}.get(exponent)
-    return None
 
 
 def clip() -> str:
@@ -122,6 +126,7 @@ def _on_float(ufunc: str, dtype: DType) -> str | None:
         return f"{{0}} * {name}({float(factor)!r})"
     return {
         "absolute": "fabs({0})",
+        "reciprocal": "1 / {0}",
         "sign": f"({{0}} if {{0}} != {{0}} else {name}(1 if {{0}} > 0 else (-1 if {{0}} < 0 else 0)))",
         "isnan": "{0} != {0}",
         "isinf": "fabs({0}) == inf",

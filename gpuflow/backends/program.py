@@ -1,7 +1,6 @@
-"""A chain of expression trees as typed instructions: which dtype each node has, where values are converted, what NumPy computes.
+"""A chain of expression trees as typed instructions: which dtype each node has, and where values are converted.
 
-Pure. The dtypes are those of NumPy's own loops (`ufunc.resolve_dtypes`). What vector libraries do best (exp, log, sin and the
-like) is left to NumPy, which a kernel hands a tile that is in cache: called one by one they are 3 to 40 times slower."""
+Pure. The dtypes are those of NumPy's own loops (`ufunc.resolve_dtypes`), so that a backend has no promotion of its own."""
 
 from __future__ import annotations
 
@@ -12,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from gpuflow.backends.expression_tree import Call, Cast, Constant, Node, Parameter, Variable
-from gpuflow.backends.operations import COMPARISONS, UFUNCS, DType, NotExpressible, cast, clip, operation, power
+from gpuflow.backends.operations import COMPARISONS, UFUNCS, DType, NotExpressible
 
-BOOL = np.dtype(bool)
+BOOL, HALF = np.dtype(bool), np.dtype(np.float16)
 
 
 @dataclass(frozen=True, slots=True)
 class Instruction:
-    """One value. kind: load, constant, parameter, compute (text: of an expression) or numpy (text: name of a ufunc).
+    """One value. kind: load, constant, parameter or call.
 
-    number: of the parameter; value: of the constant, a NumPy scalar."""
+    name: of what is called: a ufunc, `where`, `clip` or `cast`; the arguments of a ufunc have one dtype, `where` and `clip` give that
+    of theirs. number: of the parameter; value: of the constant, a NumPy scalar."""
 
     kind: str
     dtype: DType
-    text: str = ""
+    name: str = ""
     arguments: tuple[int, ...] = ()
     number: int = 0
     value: Any = None
@@ -33,11 +33,14 @@ class Instruction:
 
 @dataclass
 class Program:
-    """Instructions in an order in which they can be computed. result: the index of the last value."""
+    """Instructions in an order in which they can be computed. result: the index of the last value.
+
+    checks: indices of truth values that all have to be true, or the result is not to be used."""
 
     instructions: list[Instruction] = field(default_factory=list)
     parameters: list[Parameter] = field(default_factory=list)
     result: int = 0
+    checks: list[int] = field(default_factory=list)
 
     def uses_half(self) -> bool:
         """Whether any value is a half float."""
@@ -76,7 +79,7 @@ class _Builder:
         self.known: dict[Any, int] = {}
 
     def add(self, one: Instruction) -> int:
-        key = (one.kind, one.dtype, one.text, one.arguments, one.number, None if one.value is None else one.value.tobytes())
+        key = (one.kind, one.dtype, one.name, one.arguments, one.number, None if one.value is None else one.value.tobytes())
         if key not in self.known:
             self.known[key] = len(self.program.instructions)
             self.program.instructions.append(one)
@@ -95,19 +98,25 @@ class _Builder:
                 _check(values.dtype)
                 self.program.parameters.append(node)
                 return self.add(Instruction("parameter", values.dtype, number=len(self.program.parameters) - 1))
-            case Cast(argument, dtype):
+            case Cast(argument, dtype, strict):
                 _check(dtype)
-                return self.convert(self.node(argument, x), dtype)
+                value = self.node(argument, x)
+                result = self.convert(value, dtype)
+                if strict and not isinstance(value, Constant):
+                    self.program.checks.extend(self.fits(value, result))
+                return result
             case Call("where" | "clip" | "round" as name, arguments):
                 return self.function(name, [self.node(argument, x) for argument in arguments])
-            case Call("**", (base, Constant(2))) if self._is_bool(truth := self.node(base, x)):
-                # NumPy's operator squares, which has another dtype for truth values than its power.
-                return self.ufunc("square", [truth])
+            # NumPy's operator is not always its power: that of truth values has another dtype, that of halves other zeros.
+            case Call("**", (base, Constant(2))) if self._is(value := self.node(base, x), BOOL):
+                return self.ufunc("square", [value])
+            case Call("**", (base, Constant(0.5))) if self._is(value := self.node(base, x), HALF):
+                return self.ufunc("sqrt", [value])
             case Call(name, arguments):
                 return self.ufunc(UFUNCS.get(name, name), [self.node(argument, x) for argument in arguments])
 
-    def _is_bool(self, value: int | Constant) -> bool:
-        return not isinstance(value, Constant) and self.dtype(value).kind == "b"
+    def _is(self, value: int | Constant, dtype: DType) -> bool:
+        return not isinstance(value, Constant) and self.dtype(value) == dtype
 
     def convert(self, value: int | Constant, to: DType) -> int:
         """The value in dtype `to`, as NumPy converts arrays and Python numbers."""
@@ -117,16 +126,27 @@ class _Builder:
                     return self.add(Instruction("constant", to, value=np.full((), value.value, to)[()]))
             except OverflowError as error:
                 raise NotExpressible(str(error)) from None
-        source = self.dtype(value)
-        return value if source == to else self.compute(to, cast(source, to), value)
+        return value if self.dtype(value) == to else self.call(to, "cast", value)
 
-    def compute(self, dtype: DType, text: str, *arguments: int) -> int:
-        return self.add(Instruction("compute", dtype, text, arguments))
+    def call(self, dtype: DType, name: str, *arguments: int) -> int:
+        return self.add(Instruction("call", dtype, name, arguments))
+
+    def fits(self, value: int, result: int) -> list[int]:
+        """Truth values: whether `value` fits the dtype of `result`, to which it was cast."""
+        source, target = self.dtype(value), self.dtype(result)
+        if target.kind in "iu":
+            return [self.ufunc(name, [value, Constant(bound)]) for name, bound in bounds(source, target)]
+        if target.kind == "f" and source.kind == "f" and target.itemsize < source.itemsize:
+            # It is infinite where it was before.
+            return [self.ufunc("equal", [self.ufunc("isinf", [one]) for one in (value, result)])]
+        if target.kind == "f" and source.kind in "iu" and np.iinfo(source).max > float(np.finfo(target).max):
+            return [self.ufunc("isfinite", [result])]
+        return []
 
     def function(self, name: str, values: list[int | Constant]) -> int:
         """What is not a ufunc in NumPy: its dtypes are found by trying."""
         if name == "round":
-            if isinstance(values[0], Constant) or self._is_bool(values[0]):
+            if isinstance(values[0], Constant) or self._is(values[0], BOOL):
                 raise NotExpressible("round of truth values is left to NumPy")
             return self.ufunc("rint", values) if self.dtype(values[0]).kind == "f" else values[0]
         samples = [one.value if isinstance(one, Constant) else np.empty(0, self.dtype(one)) for one in values]
@@ -134,10 +154,8 @@ class _Builder:
         _check(out)
         if name == "where":
             condition = self.convert(values[0], BOOL)
-            return self.compute(
-                out, "({1} if {0} else {2})", condition, *(self.convert(_wrapped(one, out), out) for one in values[1:])
-            )
-        return self.compute(out, clip(), *(self.convert(_limited(one, out), out) for one in values))
+            return self.call(out, name, condition, *(self.convert(_wrapped(one, out), out) for one in values[1:]))
+        return self.call(out, name, *(self.convert(_limited(one, out), out) for one in values))
 
     def ufunc(self, name: str, values: list[int | Constant]) -> int:
         asked = [_kind(one) if isinstance(one, Constant) else self.dtype(one) for one in values]
@@ -151,15 +169,37 @@ class _Builder:
             return self.add(Instruction("constant", BOOL, value=np.bool_(always)))
         exact = not isinstance(values[0], Constant) and self.dtype(values[0]) == dtype
         arguments = [self.convert(one, dtype) for one in values]
-        if name == "power":
-            exponent = values[1].value if isinstance(values[1], Constant) else None
-            text = power(dtype, exponent) if exponent is not None and exact else None
-            arguments = arguments[:1] if text else arguments
-        else:
-            text = operation(name, dtype)
-        if text is None:
-            return self.add(Instruction("numpy", out, name, tuple(arguments)))
-        return self.compute(out, text, *arguments)
+        if name == "power" and isinstance(values[1], Constant) and exact and (shorter := _shorter(dtype, values[1].value)):
+            return self.call(out, shorter, arguments[0])
+        return self.call(out, name, *arguments)
+
+
+def bounds(source: DType, target: DType) -> list[tuple[str, int | float]]:
+    """What has to be true of a value, each (comparison, number), so that the integers of `target` hold it, cut off at the point.
+
+    Compared in the dtype `source` the numbers are exact."""
+    limits = np.iinfo(target)
+    low, high = int(limits.min), int(limits.max)
+    if source.kind == "b":
+        return []
+    if source.kind in "iu":
+        has = np.iinfo(source)
+        tests = [("greater_equal", low, low > has.min), ("less_equal", high, high < has.max)]
+        return [(name, bound) for name, bound, needed in tests if needed]
+    with np.errstate(all="ignore"):
+        below, above = float(source.type(low - 1)), float(source.type(high + 1))
+    # Too wide for a half float: what does not fit is inf then, and NaN.
+    lower = ("greater", below) if below == low - 1 or np.isinf(below) else ("greater_equal", float(low))
+    return [lower, ("less", above)]
+
+
+def _shorter(dtype: DType, exponent: float) -> str | None:
+    """What NumPy takes for `x ** exponent` instead of its power."""
+    if exponent == 2:
+        return "square"
+    if dtype.kind == "f" and dtype.itemsize > 2:
+        return {0.5: "sqrt", -1.0: "reciprocal"}.get(exponent)
+    return None
 
 
 def _wrapped(value: int | Constant, out: DType) -> int | Constant:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import cluster, data, pipelines
+from gpuflow.cli import calibration, cluster, data, pipelines
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("remove", rich_help_panel=_DATA)(data.remove)
 app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)
 app.command("plan", rich_help_panel=_PIPELINES)(pipelines.plan)
 app.command("run", rich_help_panel=_PIPELINES)(pipelines.run)
+app.command("calibrate", rich_help_panel=_CLUSTER)(calibration.calibrate)
 app.command("scheduler", rich_help_panel=_CLUSTER)(cluster.scheduler)
 app.command("node", rich_help_panel=_CLUSTER)(cluster.node)
 

@@ -38,6 +38,7 @@ def plan(
     from gpuflow.backends.select import select_device
     from gpuflow.display.plan import plan_details, plan_view
     from gpuflow.execution import statistics
+    from gpuflow.execution.memory import check_memory
     from gpuflow.execution.run import plan_all_chunks, prepare
     from gpuflow.pipelines.load import load_pipeline
 
@@ -45,8 +46,9 @@ def plan(
     chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
         checked, _ = prepare(where, spec, stack=stack)
+        memory = check_memory(where, checked)
         checked, _ = statistics.look_up(where, checked)
-        details = plan_details(checked, plan_all_chunks(where, checked), chosen)
+        details = plan_details(checked, plan_all_chunks(where, checked), chosen, memory)
     show(plan_view(details), details, as_json)
 
 

@@ -33,8 +33,11 @@ class ChunkGroup:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """What a worker says of itself when it joins."""
+    """What a worker says of itself when it joins. usable_nbytes: of memory, before Dask pauses it; None without a limit. machine_nbytes:
+    what its machine, or its cgroup, has."""
 
     node: str
     root: str
+    usable_nbytes: int | None = None
+    machine_nbytes: int = 0
     version: str = __version__

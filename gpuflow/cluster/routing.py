@@ -20,6 +20,8 @@ _WEIGHT = 0.3  # of the newest measurement in the moving averages
 _MARGIN_TASKS = 3
 """Shipping must gain more than this many task times: estimates are no better, and what the margin costs at the end of a skewed run is as
 many tasks, which are small (see execution.groups)."""
+_MARGIN_SECONDS = 0.05
+"""At the least: a process that the operating system lets wait for a moment is no hot node."""
 _EQUAL_SHARES, _SLOW_SHARE = 1.25, 0.5
 """Where two nodes were given equal shares, the one that is behind must be behind by this part of what the other has done before its chunks
 move: on a healthy cluster that is noise, and shipping for noise is how locality is lost."""
@@ -229,7 +231,7 @@ class Router:
             return 0.0
         own = self.rates.compute_seconds(task)
         wait = (backlog - own) / sum(threads.get(node, 0) for node in holders)
-        gain = wait - self.rates.transfer_seconds(task.nbytes) - _MARGIN_TASKS * own
+        gain = wait - self.rates.transfer_seconds(task.nbytes) - max(_MARGIN_TASKS * own, _MARGIN_SECONDS)
         share = sum(self._shares.get((task.run, node), 0.0) / threads[node] for node in sorted(holders) if node in threads)
         if share > _EQUAL_SHARES * self._shares.get((task.run, worker.node), 0.0) / threads[worker.node]:
             return gain

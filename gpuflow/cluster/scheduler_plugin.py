@@ -10,6 +10,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import wraps
 from typing import Any
 
@@ -280,7 +281,7 @@ class GpuflowPlugin(SchedulerPlugin):
             "routing": self.routing,
             "broken": self.broken,
             "workers": {
-                address: {"node": info.node, "root": info.root, "version": info.version, "threads": state.nthreads}
+                address: {**asdict(info), "threads": state.nthreads}
                 for address, info in self.nodes.items()
                 if (state := self.scheduler.workers.get(address)) is not None
             },

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from distributed import Worker, get_worker
 from distributed.protocol import to_serialize
+from distributed.system import MEMORY_LIMIT
 from distributed.utils import sync
 
 from gpuflow.cluster.messages import NodeInfo
@@ -37,7 +38,9 @@ class NodeRuntime:
 
     def info(self, worker: Worker) -> dict[str, Any]:
         """Startup information: what the scheduler learns when the worker joins."""
-        return asdict(NodeInfo(self.store.node_id, str(self.store.root)))
+        manager = worker.memory_manager
+        usable = int(manager.memory_limit * (manager.memory_pause_fraction or 1.0)) if manager.memory_limit else None
+        return asdict(NodeInfo(self.store.node_id, str(self.store.root), usable, MEMORY_LIMIT))
 
     # -- served to others -----------------------------------------------------------------------------------------------------
 

@@ -46,33 +46,47 @@ class NodesOnDisk:
                 yield store.node_id, function(store, *args)
 
 
+Known = Mapping[str, DatasetRecord]
+"""The newest record of every name, those of removed datasets too."""
+
+
+def newest(nodes: Nodes) -> Known:
+    """What the nodes know, by name."""
+    found: dict[str, DatasetRecord] = {}
+    for known in nodes.each_node(_records).values():
+        for record in known:
+            if record.name not in found or record.version > found[record.name].version:
+                found[record.name] = record
+    return dict(sorted(found.items()))
+
+
+def live(known: Known) -> dict[str, DatasetRecord]:
+    """Those of datasets that are there."""
+    return {name: record for name, record in known.items() if record.state != "removed"}
+
+
 def records(nodes: Nodes) -> dict[str, DatasetRecord]:
     """Every dataset's newest record, by name."""
-    return {name: record for name, record in _newest(nodes).items() if record.state != "removed"}
+    return live(newest(nodes))
 
 
-def fresh(nodes: Nodes, record: DatasetRecord) -> DatasetRecord:
+def fresh(known: Known, record: DatasetRecord) -> DatasetRecord:
     """The first record of a new dataset: above that of one of the same name that was removed, and dated."""
-    removed = _newest(nodes).get(record.name)
+    removed = known.get(record.name)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     return replace(record, version=removed.version + 1 if removed else 1, created=created)
 
 
-def _newest(nodes: Nodes) -> dict[str, DatasetRecord]:
-    newest: dict[str, DatasetRecord] = {}
-    for known in nodes.each_node(_records).values():
-        for record in known:
-            if record.name not in newest or record.version > newest[record.name].version:
-                newest[record.name] = record
-    return dict(sorted(newest.items()))
-
-
 def find(nodes: Nodes, name: str) -> DatasetRecord:
     """The newest record of dataset `name`. NotFound lists what there is."""
-    known = records(nodes)
-    if name not in known:
-        raise NotFound("dataset", name, list(known), "" if known else "nothing has been ingested here; see `gpuflow ingest`")
-    return known[name]
+    return find_among(records(nodes), name)
+
+
+def find_among(there: Mapping[str, DatasetRecord], name: str) -> DatasetRecord:
+    """The same, of the records of live datasets."""
+    if name not in there:
+        raise NotFound("dataset", name, list(there), "" if there else "nothing has been ingested here; see `gpuflow ingest`")
+    return there[name]
 
 
 def publish(nodes: Nodes, record: DatasetRecord) -> bool:

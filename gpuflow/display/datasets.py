@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.storage.chains import chain_names
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.units import format_nbytes
 
@@ -55,7 +56,7 @@ def dataset_details(record: DatasetRecord, tables: Mapping[str, ChunkTable]) -> 
             "dtype": str(metadata.document["data_type"]),
             "chunks": list(metadata.grid.chunks),
             "dims": list(metadata.dims),
-            "codecs": [codec["name"] for codec in metadata.document["codecs"]],
+            "codecs": [chain_names([codec]) for codec in metadata.document["codecs"]],
             "nbytes": int(table.rows["nbytes"].sum()),
             "chunk_count": metadata.grid.size,
             "missing": [int(chunk) for chunk in range(metadata.grid.size) if not table.present[chunk]],

@@ -10,13 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from gpuflow.backends.select import Backend, select_backend
+from gpuflow.pipelines.memory import Prediction
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, steps_as_data
 from gpuflow.steps.fuse import compile_steps
+from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.units import format_nbytes
 
 
-def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[str, Any]:
-    """A plan as plain data. read_nbytes: encoded bytes of the pending chunks; by_node: their number by holder."""
+def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: Prediction | None = None) -> dict[str, Any]:
+    """A plan as plain data. read_nbytes: encoded bytes of the pending chunks; by_node: their number by holder.
+
+    memory: peak bytes of the worker that has the least to spare, and what it may use."""
     arrays = {}
     for part in chunks:
         array = part.array
@@ -25,7 +30,8 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[s
             "steps": [] if array.carried else steps_as_data(array.steps),
             "carried": array.carried,
             "waits_for_statistics": array.first_unresolved() is not None,
-            "compute": _compute(array),
+            "compute": _compute(array, select_backend(plan.spec.run.backend)),
+            "slow_codecs": _slow_codecs(array),
             "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
             "chunks": {
                 "total": array.source.grid.size,
@@ -38,14 +44,32 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str) -> dict[s
             "by_node": {node: int(count) for node, count in zip(part.table.nodes, held, strict=True) if count},
         }
     target = f"{plan.source.name} in place" if plan.spec.output.in_place else plan.target
-    return {"source": plan.source.name, "output": target, "device": device, "fingerprint": plan.fingerprint(), "arrays": arrays}
+    details = {
+        "source": plan.source.name,
+        "output": target,
+        "device": device,
+        "fingerprint": plan.fingerprint(),
+        "arrays": arrays,
+    }
+    if plan.compressor is not None:
+        details["compressor"] = {"name": plan.compressor.name, "why": plan.compressor.why}
+    if memory is not None:
+        worker = memory.worker
+        details["memory"] = {"need_nbytes": memory.need_nbytes, "have_nbytes": worker.nbytes, "threads": worker.threads}
+    return details
 
 
-def _compute(array: ArrayPlan) -> str:
+def _slow_codecs(array: ArrayPlan) -> str:
+    """The codec chain that is read or written through zarr-python; nothing to say where there is none."""
+    codecs = [] if array.carried else [ArrayCodec(array.source), ArrayCodec(array.target)]
+    return next((codec.chain for codec in codecs if not codec.is_fast), "")
+
+
+def _compute(array: ArrayPlan, backend: Backend) -> str:
     """How the steps will run, or why not in one pass; nothing to say before the parameters are known."""
     if not array.steps or array.first_unresolved() is not None:
         return ""
-    return compile_steps(array.steps, array.spec_before(0)).describe()
+    return compile_steps(array.steps, array.spec_before(0), backend).describe()
 
 
 def plan_view(details: Mapping[str, Any]) -> RenderableType:
@@ -69,8 +93,21 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
         )
         if array["compute"]:
             notes.append(Text(f"{path}: {array['compute']}"))
+        if array["slow_codecs"]:
+            notes.append(Text(f"{path}: codec chain {array['slow_codecs']} goes through zarr-python, slow", style="yellow"))
         if array["waits_for_statistics"]:
             notes.append(Text(f"{path}: statistics over all its chunks are computed first"))
         if array["chunks"]["lost"]:
             notes.append(Text(f"{path}: {array['chunks']['lost']} chunks are on no node that is here", style="red"))
-    return Group(head, table, *notes)
+    return Group(head, table, *notes, *_whole(details))
+
+
+def _whole(details: Mapping[str, Any]) -> list[Text]:
+    """What is said of the plan as a whole."""
+    lines = []
+    if choice := details.get("compressor"):
+        lines.append(Text(f"compressor: {choice['name']} - {choice['why']}"))
+    if memory := details.get("memory"):
+        need, have = format_nbytes(memory["need_nbytes"]), format_nbytes(memory["have_nbytes"])
+        lines.append(Text(f"memory: {need} per worker of {have}"))
+    return lines

@@ -40,8 +40,21 @@ def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("bytes", ", ".join(f"{name} {format_nbytes(nbytes[name])}" for name in ("read", "written", "shipped"))),
         ("locality", f"{locality['local_chunks']} chunks read where they lie, {locality['remote_chunks']} shipped{why}"),
         ("time", f"{format_seconds(seconds['wall'])} in all; threads spent " + _stages(seconds, stages)),
+        *_bound(receipt.get("bound_by")),
         ("nodes", ", ".join(f"{escape(node)}: {part['chunks']}" for node, part in receipt["nodes"].items())),
     ] + ([("routing", "strict: this Dask version is outside the tested range")] if receipt["routing"] != "late" else [])
+
+
+def _bound(bound: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """What bounded the run, in one line; nothing when nothing was done."""
+    if bound is None:
+        return []
+    text = f"{bound['stage']}: {bound['share']:.0%} of the threads' time"
+    if bound["of_limit"] is not None:
+        text += f"; {bound['rate']:.2f} of {bound['limit']:.2f} {bound['unit']} = {bound['of_limit']:.0%}"
+    elif bound["rate"] is not None:
+        text += f"; {bound['rate']:.2f} {bound['unit']}"
+    return [("bound by", text + (f"; {bound['note']}" if bound["note"] else ""))]
 
 
 def _stages(seconds: Mapping[str, float], stages: tuple[str, ...]) -> str:

@@ -6,22 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpuflow.backends.select import Backend
 from gpuflow.errors import ChunkCorrupt
 from gpuflow.execution.lane import Lane
 from gpuflow.pipelines.fingerprint import recipe
 from gpuflow.pipelines.plan import spec_of
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.tree import Node, collapse
-from gpuflow.steps.base import MomentsRequest, Step
+from gpuflow.steps.base import MomentsRequest, Region, Step
 from gpuflow.steps.fuse import compile_steps
-from gpuflow.storage.codecs import Block, CodecError
+from gpuflow.storage.codecs import ArrayCodec, Block, CodecError
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
 
-def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block]:
-    """The valid part of a chunk, decoded. ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
+def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block, Region]:
+    """The valid part of a chunk, decoded, and where in the array it lies. ChunkCorrupt when verified bytes do not decode: they came
+    damaged from the source."""
     replica, data = lane.read(chunk)
     codec = lane.codec
     with lane.tally.timed("decode"):
@@ -29,30 +31,36 @@ def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block]:
             block = codec.filled()
         else:
             try:
-                block = codec.decode(data, lane.slot.decoded)
+                block = codec.decode(data, lane.slot)
             except CodecError as error:
                 name = lane.store.record(lane.group.dataset).chunk_name(lane.group.array, chunk)
                 raise ChunkCorrupt(name, lane.store.node_id, f"does not decode ({error})") from error
-    return replica, block[tuple(slice(0, size) for size in codec.metadata.grid.extent(chunk))]
+        region = codec.metadata.grid.region(chunk)
+        extent = tuple(part.stop - part.start for part in region)
+    return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
 
 
-def apply_steps(lane: Lane, steps: tuple[Step, ...], chunk: int, block: Block) -> Block:
-    """`block` after all steps, in one pass where they can be fused; in the slot's third buffer."""
+def apply_steps(
+    lane: Lane, steps: tuple[Step, ...], backend: Backend, region: Region, block: Block, target: ArrayCodec | None = None
+) -> Block:
+    """`block`, the part `region` of the array, after all steps, in one pass where they can be fused; in memory of the slot's, where
+    `target` encodes it best."""
     if not steps:
         return block
-    metadata = lane.codec.metadata
     with lane.tally.timed("compute"):
-        kernel = compile_steps(steps, spec_of(metadata))
-        return kernel(block, metadata.grid.region(chunk), lane.slot.computed.array(block.shape, kernel.out_dtype))
+        kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), backend)
+        extent = block.shape
+        out = target.place(extent, lane.slot) if target else lane.slot.computed.array(extent, kernel.out_dtype)
+        return kernel(block, region, out)
 
 
-def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...]) -> Block:
+def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], backend: Backend) -> Block:
     """Have the machine code for `steps` made or loaded; what comes out of a block of zeros as large as the first chunk."""
     metadata = record.array(array)
     spec, grid = spec_of(metadata), metadata.grid
     block = np.zeros(grid.extent(0) if grid.size else (0,) * len(grid.shape), spec.dtype)
     region = grid.region(0) if grid.size else (slice(0, 0),) * len(grid.shape)
-    return compile_steps(steps, spec)(block, region) if steps else block
+    return compile_steps(steps, spec, backend)(block, region) if steps else block
 
 
 @dataclass(frozen=True)
@@ -67,25 +75,27 @@ class MapJob:
     made_by: str
     in_place: bool = False
     durable: bool = True
+    backend: Backend = "numba"
 
     def prepare(self, array: str) -> None:
         """Compile the steps."""
-        compile_for(self.records[0], array, self.steps)
+        compile_for(self.records[0], array, self.steps, self.backend)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done: the manifest knows, and in place nothing else does."""
         there = lane.there(self.target).get(chunk)
         if self.in_place and there is not None and there.recipe == recipe(self.made_by, there.inputs):
             return lane.skip()
-        source, block = load_block(lane, chunk)
+        source, block, region = load_block(lane, chunk)
         wanted = recipe(self.made_by, source.digest)
         if there is not None and there.recipe == wanted:
             return lane.skip()
         if self.in_place and source.recipe == recipe(self.made_by, source.inputs):
             return lane.skip()  # it was done after all: while the group ran, or its row had been marked as damaged
-        block = apply_steps(lane, self.steps, chunk, block)
+        target = lane.codec_of(self.target)
+        block = apply_steps(lane, self.steps, self.backend, region, block, target)
         with lane.tally.timed("encode"):
-            data = lane.codec_of(self.target).encode(block, lane.slot.whole)
+            data = target.encode(block, lane.slot)
         with lane.tally.timed("commit"):
             replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
             staged = lane.store.stage(replica, data, replaces=here, durable=self.durable)
@@ -148,17 +158,17 @@ class StatisticsJob:
     steps: tuple[Step, ...]
     request: MomentsRequest
     durable: bool = True
+    backend: Backend = "numba"
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
-        Moments.of(compile_for(self.records[0], array, self.steps), self.request.keep)
+        Moments.of(compile_for(self.records[0], array, self.steps, self.backend), self.request.keep)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Moments of one chunk, placed in the kept axes of the whole array."""
-        _, block = load_block(lane, chunk)
-        grid = lane.codec.metadata.grid
-        block = apply_steps(lane, self.steps, chunk, block)
-        region, keep = grid.region(chunk), self.request.keep
+        _, block, region = load_block(lane, chunk)
+        grid, keep = lane.codec.metadata.grid, self.request.keep
+        block = apply_steps(lane, self.steps, self.backend, region, block)
         with lane.tally.timed("compute"):
             moments = Moments.of(block, keep).embed(
                 tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep)

@@ -15,6 +15,7 @@ from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.errors import ChunkLost, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Tally
+from gpuflow.steps.fuse import Kernel
 from gpuflow.storage.buffers import Slot
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import digest
@@ -55,10 +56,11 @@ class Job(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GroupResult:
-    """What came of a group: its counts, and the job's own result."""
+    """What came of a group: its counts, the job's own result, and how long it took from beginning to end."""
 
     tally: Tally
     value: Any
+    seconds: float
 
 
 @dataclass
@@ -73,6 +75,9 @@ class Lane:
     values: dict[int, Any] = field(default_factory=dict)
     """Per chunk results of a job that writes nothing."""
     staged: list[Staged] = field(default_factory=list)
+    kernel: Kernel | None = None
+    """What the job's steps were compiled to, once it has been looked up."""
+    _staged_nbytes: int = 0
 
     @property
     def store(self) -> NodeStore:
@@ -131,7 +136,7 @@ class Lane:
             data: bytes | memoryview[int] | None = self.store.read_known(path, replica, self.slot.stored)
             if data is None:
                 replica, data = self.store.read(group.dataset, group.array, chunk)
-        self.tally.read += len(data)
+        self.tally.read += replica.nbytes
         self.tally.local_chunks += 1
         return replica, data
 
@@ -167,12 +172,13 @@ class Lane:
     def add(self, staged: Staged) -> None:
         """Queue a staged replica for the group's commit."""
         self.staged.append(staged)
-        if sum(item.replica.nbytes for item in self.staged) >= _GROUP_NBYTES:
+        self._staged_nbytes += staged.replica.nbytes
+        if self._staged_nbytes >= _GROUP_NBYTES:
             self.flush()
 
     def flush(self) -> None:
         """Commit what is staged, and tell the scheduler."""
-        staged, self.staged = self.staged, []
+        staged, self.staged, self._staged_nbytes = self.staged, [], 0
         with self.tally.timed("commit"):
             committed = self._commit(staged)
         names: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
@@ -244,7 +250,7 @@ class GroupNotCommitted(GpuflowError):
 
 def run_group(group: ChunkGroup, job: Job) -> GroupResult:
     """The function of every chunk task."""
-    here = runtime()
+    here, began = runtime(), time.perf_counter()
     for record in job.records:
         here.store.put_record(record)
     with here.slots.take() as slot:
@@ -255,4 +261,4 @@ def run_group(group: ChunkGroup, job: Job) -> GroupResult:
             except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
                 lane.fail(chunk, error)
         lane.flush()
-        return GroupResult(lane.tally, job.result(lane))
+        return GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)

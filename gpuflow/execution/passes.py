@@ -10,9 +10,9 @@ from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ChunkLost
-from gpuflow.execution.groups import group_chunks
+from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Job
-from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Outcome, Progress, Silent, Submission
+from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
 from gpuflow.execution.tally import Failure
 from gpuflow.storage.record import DatasetRecord
 
@@ -34,7 +34,7 @@ class Run:
         """Whether something failed, or the user interrupted."""
         return bool(self.outcome.tally.failures) or self.outcome.interrupted
 
-    def submit(self, title: str, work: Sequence[tuple[ChunkGroup, Job]]) -> Outcome:
+    def submit(self, title: str, work: Sequence[Batch]) -> Outcome:
         """One pass; its counts join the run's."""
         result = Submission(self.connection, title, self.run_id, self.progress, self.patience_seconds).execute(work)
         self.outcome.tally.add(result.tally)
@@ -48,10 +48,17 @@ class Run:
             name = self.source.chunk_name(array, chunk)
             self.outcome.tally.failures.append(Failure(name, chunk, "", str(ChunkLost(name, searched))))
 
-    def groups(
-        self, array: str, chunks: Sequence[int], table: ChunkTable, *, newest: Sequence[int] | None = None, movable: bool = True
-    ) -> list[ChunkGroup]:
-        """Chunks of an array of the source, by who holds them. newest: generations of the chunks to be written, by chunk number."""
+    def batches(
+        self,
+        job: Job,
+        array: str,
+        chunks: Sequence[int],
+        table: ChunkTable,
+        *,
+        newest: Sequence[int] | None = None,
+        movable: bool = True,
+    ) -> list[Batch]:
+        """Chunks of an array of the source for `job`, by who holds them. newest: generations of what is to be written, by chunk number."""
         metadata = self.source.array(array)
         sizes, generations = table.rows["nbytes"], table.rows["generation"]
         threads: dict[str, int] = {}
@@ -59,18 +66,22 @@ class Run:
             threads[worker["node"]] = threads.get(worker["node"], 0) + worker["threads"]
         keys = [table.holder_sets[chunk] for chunk in chunks]
         slots = {key: sum(threads.get(node, 0) for node in key) for key in set(keys)}
-        grouped = group_chunks(chunks, keys, sizes[list(chunks)].tolist(), slots, sum(threads.values()))
+        grouped = by_holders(chunks, keys, slots, sum(threads.values()))
         return [
-            ChunkGroup(
-                run=self.run_id,
-                dataset=self.source.name,
-                array=array,
-                chunks=tuple(part),
-                generations=tuple(generations[part].tolist()),
-                newest=tuple(newest[chunk] for chunk in part) if newest is not None else (0,) * len(part),
-                nbytes=int(sizes[part].sum()),
-                work=metadata.chunk_nbytes * len(part),
-                movable=movable,
+            Batch(
+                ChunkGroup(
+                    run=self.run_id,
+                    dataset=self.source.name,
+                    array=array,
+                    chunks=tuple(part),
+                    generations=tuple(generations[part].tolist()),
+                    newest=tuple(newest[chunk] for chunk in part) if newest is not None else (0,) * len(part),
+                    nbytes=int(sizes[part].sum()),
+                    work=metadata.chunk_nbytes * len(part),
+                    movable=movable,
+                ),
+                job,
+                busy,
             )
-            for _, part in grouped
+            for _, part, busy in grouped
         ]

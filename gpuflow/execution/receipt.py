@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.errors import StoreError
+from gpuflow.execution.bound import Bound
 from gpuflow.execution.submit import Outcome
 from gpuflow.storage.disk import write_durably
 
@@ -16,6 +17,8 @@ from gpuflow.storage.disk import write_durably
 @dataclass(frozen=True)
 class Receipt:
     """status: done, failed or interrupted. outcome: what the tasks counted, all passes together. sent: chunk bytes that left a worker.
+
+    bound: what took most of the threads' time.
 
     chunks of the main pass: `total` of the output, of which `planned_skips` were never submitted."""
 
@@ -31,6 +34,7 @@ class Receipt:
     outcome: Outcome
     sent: int
     nodes: tuple[str, ...]
+    bound: Bound | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -67,6 +71,7 @@ class Receipt:
                 **{stage: round(seconds, 6) for stage, seconds in tally.seconds.items()},
                 "wait": round(self.outcome.wait_seconds, 6),
             },
+            "bound_by": self.bound.to_dict() if self.bound else None,
             "nodes": {node: {"chunks": int(tally.by_node.get(node, 0))} for node in sorted({*self.nodes, *tally.by_node})},
             "routing": self.routing,
             "notes": list(self.notes),

@@ -9,17 +9,20 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from gpuflow.backends.select import select_backend
 from gpuflow.cluster.connection import Connection
-from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
+from gpuflow.execution.auto import compressor_for
+from gpuflow.execution.counted import bound_of
 from gpuflow.execution.jobs import CarryJob, MapJob
 from gpuflow.execution.lane import Job
+from gpuflow.execution.memory import check_memory
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
-from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
+from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.record import DatasetRecord
@@ -35,10 +38,11 @@ def run_pipeline(
 ) -> Receipt:
     """Run a pipeline on a cluster. The receipt tells what failed; nothing is raised for chunks that do.
 
-    Running it again does what is not done yet, and nothing twice."""
+    Running it again does what is not done yet, and nothing twice. PlanTooLarge when a worker has not the memory for it."""
     began = time.monotonic()
     connection.ask("gf_sync")
     plan, record = prepare(connection, spec, stack=stack)
+    check_memory(connection, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds)
     plan = statistics.resolve(run, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
@@ -56,18 +60,21 @@ def run_pipeline(
 def prepare(nodes: Nodes, spec: PipelineSpec, *, stack: bool = False) -> tuple[Plan, DatasetRecord]:
     """The checked plan, with what earlier runs resolved, and the record of the dataset that it writes, as it is or as it will be.
 
-    NotFound without the source; NameTaken when the output's name belongs to something else."""
-    known = catalog.records(nodes)
-    source = catalog.find(nodes, spec.source.dataset)
+    NotFound without the source; NameTaken when the output's name belongs to something else; DeviceUnavailable without its backend."""
+    select_backend(spec.run.backend)
+    every = catalog.newest(nodes)
+    known = catalog.live(every)
+    source = catalog.find_among(known, spec.source.dataset)
     if source.state != "ready":
         hint = "finish it first: run the same command again that made it"
         raise ConfigError([Problem(f"dataset {source.name!r} is not complete", "source", hint=hint)])
-    plan = make_plan(spec, source, stack=stack)
+    choice = compressor_for(nodes, spec, source, known.get(spec.output.dataset or ""))
+    plan = make_plan(spec, source, stack=stack, compressor=choice)
     if spec.output.in_place:
         return plan, source
     record, there = plan.output_record(), known.get(plan.target)
     if there is None:
-        return plan, catalog.fresh(nodes, record)
+        return plan, catalog.fresh(every, record)
     if dict(there.origin) != dict(record.origin) or there.arrays != record.arrays:
         raise NameTaken(
             there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`"
@@ -88,31 +95,31 @@ def plan_all_chunks(nodes: Nodes, plan: Plan) -> list[ChunkPlan]:
 
 def _announce(connection: Connection, plan: Plan, record: DatasetRecord) -> DatasetRecord:
     """Make the record known everywhere before the first chunk is written. NameTaken when another run was faster."""
-    if plan.spec.output.in_place:
+    if plan.level is not None:
         steps = {array.path: steps_as_data(array.steps) for array in plan.arrays}
         transform: dict[str, Any] = {"declared": plan.declared, "fingerprint": plan.fingerprint(), "steps": steps}
         record = catalog.find(connection, plan.source.name)
         if len(record.transforms) > plan.level:
             return record
-        _check_complete(connection, plan, record)
+        _check_complete(connection, plan.level, record)
         record = record.next(transforms=(*record.transforms, transform))
     if not catalog.publish(connection, record):
         raise NameTaken(record.name, "is being changed by another run; run again when that has ended")
     return record
 
 
-def _check_complete(connection: Connection, plan: Plan, record: DatasetRecord) -> None:
+def _check_complete(connection: Connection, level: int, record: DatasetRecord) -> None:
     """A pipeline on top of another in place needs every chunk to have had the first, whose resolved parameters the record kept."""
     below = record.transforms[-1]["steps"] if record.transforms else {}
     for path, steps in below.items():
         metadata = record.array(path)
         array = ArrayPlan(path, metadata, metadata, steps_from(steps))
         table = catalog.chunk_table(connection, record.name, path, metadata.grid.size)
-        if plan_chunks(array, array.made_by(plan.level - 1), table, None).pending:
+        if plan_chunks(array, array.made_by(level - 1), table, None).pending:
             raise NameTaken(record.name, "is in the middle of another in-place pipeline; run that one again to finish it first")
 
 
-def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord) -> list[tuple[ChunkGroup, Job]]:
+def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord) -> list[Batch]:
     """The tasks of one array. What is changed in place stays on its node, in one manifest's transactions."""
     array, in_place, durable = part.array, plan.spec.output.in_place, plan.spec.run.durability == "durable"
     records = (plan.source,) if in_place else (plan.source, record)
@@ -120,12 +127,13 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord) -> list[
     if array.carried:
         job = CarryJob(records, plan.target, part.made_by, durable)
     else:
-        job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable)
-    groups = run.groups(array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
-    return [(group, job) for group in groups]
+        backend = select_backend(plan.spec.run.backend)
+        job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable, backend)
+    return run.batches(job, array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
 
 
 def _receipt(run: Run, plan: Plan, began: float, chunks: Sequence[ChunkPlan]) -> Receipt:
+    wall_seconds = time.monotonic() - began
     return Receipt(
         run_id=run.run_id,
         pipeline=f"{plan.source.name} -> {plan.target}",
@@ -134,11 +142,12 @@ def _receipt(run: Run, plan: Plan, began: float, chunks: Sequence[ChunkPlan]) ->
         routing=run.connection.info()["routing"],
         total=sum(array.source.grid.size for array in plan.arrays),
         planned_skips=sum(part.skipped for part in chunks),
-        wall_seconds=time.monotonic() - began,
+        wall_seconds=wall_seconds,
         statistics_chunks=run.statistics_chunks,
         outcome=run.outcome,
         sent=run.connection.sent_bytes(run.run_id),
         nodes=tuple(run.connection.nodes()),
+        bound=bound_of(run, plan, chunks, wall_seconds),
     )
 
 

@@ -11,12 +11,14 @@ from dataclasses import replace
 import numpy as np
 import xxhash
 
+from gpuflow.backends.select import Backend, select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.errors import RunFailed
 from gpuflow.execution.jobs import StatisticsJob
 from gpuflow.execution.lane import Job
+from gpuflow.execution.memory import check_reading
 from gpuflow.execution.passes import Run
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_as_data
@@ -51,7 +53,7 @@ def resolve(run: Run, plan: Plan) -> Plan:
             return plan
         found = {}
         for array, number, request, key in missing:
-            moments = moments_of(run, array.path, array.steps[:number], request)
+            moments = moments_of(run, array.path, array.steps[:number], request, select_backend(plan.spec.run.backend))
             if moments is None:
                 return plan
             found[key] = moments.to_dict()
@@ -61,16 +63,17 @@ def resolve(run: Run, plan: Plan) -> Plan:
         plan = replace(plan, source=source)
 
 
-def moments_of(run: Run, array: str, steps: Sequence[Step], request: MomentsRequest) -> Moments | None:
+def moments_of(
+    run: Run, array: str, steps: Sequence[Step], request: MomentsRequest, backend: Backend = "numba"
+) -> Moments | None:
     """Moments of one array of the source after `steps`; None when chunks failed."""
     grid = run.source.array(array).grid
     if not grid.size:
         return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
     table = catalog.chunk_table(run.connection, run.source.name, array, grid.size)
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
-    job: Job = StatisticsJob((run.source,), tuple(steps), request)
-    groups = run.groups(array, np.flatnonzero(table.present).tolist(), table)
-    result = run.submit("statistics", [(group, job) for group in groups])
+    job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
+    result = run.submit("statistics", run.batches(job, array, np.flatnonzero(table.present).tolist(), table))
     run.statistics_chunks += result.tally.done
     run.outcome.tally.by_node.clear()  # it counts chunks of the output
     if run.stopped:
@@ -81,8 +84,9 @@ def moments_of(run: Run, array: str, steps: Sequence[Step], request: MomentsRequ
 
 def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
     """Count, mean, variance and extrema of an array, NaN skipped; each index of the axes in `keep` on its own. RunFailed when chunks
-    cannot be read."""
+    cannot be read, PlanTooLarge when they are too large for a worker."""
     run = Run(connection, catalog.find(connection, dataset))
+    check_reading(connection, run.source, array)
     moments = moments_of(run, array, (), MomentsRequest(keep))
     if moments is None:
         failures = [failure.to_dict() for failure in run.outcome.tally.failures]

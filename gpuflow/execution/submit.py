@@ -9,8 +9,8 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from distributed import Future, as_completed
 from distributed.scheduler import KilledWorker
@@ -18,12 +18,13 @@ from distributed.scheduler import KilledWorker
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import PREFIX, ChunkGroup
 from gpuflow.errors import ChunkLost, ClusterError
+from gpuflow.execution.groups import Cutter, in_turn, part_of
 from gpuflow.execution.lane import GroupResult, Job, run_group
 from gpuflow.execution.tally import Failure, Tally
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.01  # between looks at what has finished
+_LOOK_SECONDS = 0.002  # between looks at what has finished
 _ASK_SECONDS = 1.0  # between questions to the scheduler about the run
 _TRIES = 3
 HOLDER_PATIENCE_SECONDS = 30.0
@@ -61,38 +62,47 @@ class Outcome:
     interrupted: bool = False
 
 
+class Batch(NamedTuple):
+    """Chunks of one array with the same holders, any number of them, what is to be done to them, and how many threads are there for it."""
+
+    group: ChunkGroup
+    job: Job
+    slots: int
+
+
 class Submission:
-    """One pass: pairs of group and job, all of one run."""
+    """One pass: batches of chunks, all of one run, as tasks."""
 
     def __init__(
         self, connection: Connection, title: str, run: str, progress: Progress, patience_seconds: float = HOLDER_PATIENCE_SECONDS
     ) -> None:
         self._connection, self._title, self._run, self._progress = connection, title, run, progress
         self._patience = patience_seconds
+        self._uncut: dict[tuple[int, str], list[Cutter]] = {}  # by job and array: what is not yet tasks
         self._work: dict[Any, tuple[ChunkGroup, Job, int]] = {}  # by key: and the number of the try
         self._stranded: dict[Any, float] = {}  # key -> since when
         self._number = 0
         self.outcome = Outcome()
 
-    def execute(self, work: Sequence[tuple[ChunkGroup, Job]]) -> Outcome:
+    def execute(self, work: Sequence[Batch]) -> Outcome:
         """Run all of it to the end; an interrupt cancels what has not started and returns what is done."""
-        self._progress.begin(self._title, sum(len(group.chunks) for group, _ in work))
+        self._progress.begin(self._title, sum(len(batch.group.chunks) for batch in work))
         if not work:
             return self.outcome
         self._prepare(work)
-        futures = self._submit([(group, job, 1) for group, job in work])
+        futures = self._submit(self._cut_first(work))
         pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
         asked = time.monotonic()
         try:
             while self._work:
-                batch = pending.next_batch(block=False) if pending.count() else []
-                again = [item for future, result in batch for item in self._take(future, result)]
+                batch_done = pending.next_batch(block=False) if pending.count() else []
+                more = [item for future, result in batch_done for item in self._take(future, result)]
                 if time.monotonic() - asked > _ASK_SECONDS:
                     asked = time.monotonic()
                     self._look_after(pending)
-                if again:
-                    pending.update(self._submit(again))
-                if not batch:
+                if more:
+                    pending.update(self._submit(more))
+                if not batch_done:
                     time.sleep(_LOOK_SECONDS)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
@@ -101,9 +111,21 @@ class Submission:
         self._ask()
         return self.outcome
 
-    def _prepare(self, work: Sequence[tuple[ChunkGroup, Job]]) -> None:
+    def _cut_first(self, work: Sequence[Batch]) -> list[tuple[ChunkGroup, Job, int]]:
+        cutters = [Cutter(batch.group, batch.slots) for batch in work]
+        for batch, cutter in zip(work, cutters, strict=True):
+            self._uncut.setdefault((id(batch.job), batch.group.array), []).append(cutter)
+        return [(group, work[number].job, 1) for number, group in in_turn([cutter.first() for cutter in cutters])]
+
+    def _cut_rest(self, group: ChunkGroup, job: Job, seconds: float | None) -> list[tuple[ChunkGroup, Job, int]]:
+        """What is left of a kind of work when the first task of it has ended, which took `seconds`."""
+        cutters = self._uncut.pop((id(job), group.array), [])
+        each = seconds / len(group.chunks) if seconds else None
+        return [(part, job, 1) for _, part in in_turn([cutter.rest(each) for cutter in cutters])]
+
+    def _prepare(self, work: Sequence[Batch]) -> None:
         """On every worker, before the first task: one of each machine first, since the others find in the cache what it compiled."""
-        jobs = list({id(job): (group.array, job) for group, job in work}.values())
+        jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
         workers = [address for addresses in self._connection.nodes().values() for address in addresses]
         first = list({address.rpartition(":")[0]: address for address in workers}.values())
         for some in (first, [address for address in workers if address not in first]):
@@ -122,14 +144,15 @@ class Submission:
         """Count a finished task. What has to be done again."""
         group, job, tries = self._work.pop(future.key)
         if future.status == "finished":
-            return self._take_result(group, job, tries, result)
+            return self._cut_rest(group, job, result.seconds) + self._take_result(group, job, tries, result)
         error = result[1] if isinstance(result, tuple) else ClusterError(f"task {future.key} was {future.status}")
+        rest = self._cut_rest(group, job, None)
         if isinstance(error, KilledWorker) and len(group.chunks) > 1:
-            return [(_part(group, [chunk]), job, tries) for chunk in group.chunks]
+            return rest + [(part_of(group, [position]), job, tries) for position in range(len(group.chunks))]
         text = "its worker died on it again and again" if isinstance(error, KilledWorker) else f"{type(error).__name__}: {error}"
         for chunk in group.chunks:
             self._fail(group, job, chunk, text)
-        return []
+        return rest
 
     def _take_result(self, group: ChunkGroup, job: Job, tries: int, result: GroupResult) -> list[tuple[ChunkGroup, Job, int]]:
         again = [failure.index for failure in result.tally.failures if failure.retry and tries < _TRIES]
@@ -137,7 +160,8 @@ class Submission:
         self.outcome.tally.add(result.tally)
         self.outcome.values.append(result.value)
         self._progress.advance(len(group.chunks) - len(again))
-        return [(_part(group, again), job, tries + 1)] if again else []
+        positions = [position for position, chunk in enumerate(group.chunks) if chunk in set(again)]
+        return [(part_of(group, positions), job, tries + 1)] if again else []
 
     def _fail(self, group: ChunkGroup, job: Job, chunk: int, text: str) -> None:
         name = next(record for record in job.records if record.name == group.dataset).chunk_name(group.array, chunk)
@@ -183,11 +207,3 @@ def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:
             job.prepare(array)
         except Exception:  # steps that raise on zeros raise on chunks too, where it is recorded
             logger.info("the steps over %s could not be prepared", array, exc_info=True)
-
-
-def _part(group: ChunkGroup, chunks: Sequence[int]) -> ChunkGroup:
-    """The same group with some of its chunks."""
-    rows = [row for row in zip(group.chunks, group.generations, group.newest, strict=True) if row[0] in set(chunks)]
-    numbers, generations, newest = (tuple(column) for column in zip(*rows, strict=True))
-    nbytes, work = (total * len(rows) // len(group.chunks) for total in (group.nbytes, group.work))
-    return replace(group, chunks=numbers, generations=generations, newest=newest, nbytes=nbytes, work=work)

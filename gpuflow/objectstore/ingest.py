@@ -17,10 +17,10 @@ from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets import catalog
 from gpuflow.datasets.placement import assign
 from gpuflow.errors import ConfigError, NameTaken, Problem, SourceError
-from gpuflow.execution.groups import group_chunks
-from gpuflow.execution.lane import Job, Lane
+from gpuflow.execution.groups import by_holders
+from gpuflow.execution.lane import Lane
 from gpuflow.execution.receipt import Receipt
-from gpuflow.execution.submit import Progress, Silent, Submission
+from gpuflow.execution.submit import Batch, Progress, Silent, Submission
 from gpuflow.objectstore.sources.base import Layout, Source
 from gpuflow.pipelines.fingerprint import fingerprint, recipe
 from gpuflow.pipelines.spec import check_dataset_name
@@ -90,9 +90,9 @@ def ingest_source(
         raise NameTaken(name, "is being made by another run; run again when that has ended")
     run_id = uuid.uuid4().hex[:12]
     made_by = fingerprint({"ingest": source.identity()})
-    job: Job = IngestJob((record,), source, made_by, link)
-    groups = [group for path in record.arrays for group in _groups(connection, record, path, run_id, made_by, nodes)]
-    outcome = Submission(connection, "ingest", run_id, progress or Silent()).execute([(group, job) for group in groups])
+    job = IngestJob((record,), source, made_by, link)
+    work = [batch for path in record.arrays for batch in _batches(connection, record, path, run_id, job, nodes)]
+    outcome = Submission(connection, "ingest", run_id, progress or Silent()).execute(work)
     if record.state != "ready" and not outcome.tally.failures and not outcome.interrupted:
         catalog.publish(connection, record.next(state="ready"))
     total = sum(metadata.grid.size for metadata in record.metadata.values())
@@ -103,7 +103,7 @@ def ingest_source(
         target=name,
         routing=connection.info()["routing"],
         total=total,
-        planned_skips=total - sum(len(group.chunks) for group in groups),
+        planned_skips=total - sum(len(batch.group.chunks) for batch in work),
         wall_seconds=time.monotonic() - began,
         statistics_chunks=0,
         outcome=outcome,
@@ -123,11 +123,12 @@ def check_name(name: str) -> None:
 
 def _record(connection: Connection, source: Source, layout: Layout, name: str) -> DatasetRecord:
     """The dataset's record as it is, when this very source made it, else a new one."""
-    there = catalog.records(connection).get(name)
+    every = catalog.newest(connection)
+    there = catalog.live(every).get(name)
     origin = {"kind": "ingest", "location": source.location, "identity": source.identity()}
     arrays = {path: metadata.document for path, metadata in layout.arrays.items()}
     if there is None:
-        return catalog.fresh(connection, DatasetRecord(name=name, arrays=arrays, groups=layout.groups, origin=origin))
+        return catalog.fresh(every, DatasetRecord(name=name, arrays=arrays, groups=layout.groups, origin=origin))
     if there.transforms:
         raise NameTaken(
             name, "was changed in place since it was ingested; ingest under another name, or remove it with `gpuflow remove`"
@@ -135,6 +136,9 @@ def _record(connection: Connection, source: Source, layout: Layout, name: str) -
     if dict(there.origin) != origin:
         same = there.origin.get("location") == source.location
         reason = "was ingested from this source with other options or other content" if same else "exists already"
+        raise NameTaken(name, f"{reason}; choose another name, or remove it with `gpuflow remove`")
+    if there.arrays != arrays:
+        reason = "was ingested by another version of gpuflow, which stores it in another form"
         raise NameTaken(name, f"{reason}; choose another name, or remove it with `gpuflow remove`")
     return there
 
@@ -158,13 +162,13 @@ def _linking_nodes(connection: Connection, source: Source) -> list[str]:
     return nodes
 
 
-def _groups(
-    connection: Connection, record: DatasetRecord, array: str, run_id: str, made_by: str, nodes: Sequence[str]
-) -> list[ChunkGroup]:
-    """Tasks for the chunks that are not there yet. A chunk that is there, damaged, stays on its node."""
+def _batches(
+    connection: Connection, record: DatasetRecord, array: str, run_id: str, job: IngestJob, nodes: Sequence[str]
+) -> list[Batch]:
+    """Work for the chunks that are not there yet. A chunk that is there, damaged, stays on its node."""
     metadata = record.array(array)
     table = catalog.chunk_table(connection, record.name, array, metadata.grid.size)
-    recipes = [recipe(made_by, digest(f"{array}:{chunk}".encode())) for chunk in range(metadata.grid.size)]
+    recipes = [recipe(job.made_by, digest(f"{array}:{chunk}".encode())) for chunk in range(metadata.grid.size)]
     pending = [chunk for chunk, wanted in enumerate(recipes) if table.rows["recipe"][chunk].tobytes() != wanted]
     placed = assign(metadata.grid.size, nodes)
     target = [min(table.holder_sets[chunk], default=placed[chunk]) for chunk in pending]
@@ -173,19 +177,23 @@ def _groups(
     newest = table.rows["generation"].tolist()
     nbytes = metadata.chunk_nbytes or 1
     return [
-        ChunkGroup(
-            run=run_id,
-            dataset=record.name,
-            array=array,
-            chunks=tuple(chunks),
-            generations=(0,) * len(chunks),
-            newest=tuple(newest[chunk] for chunk in chunks),
-            nbytes=nbytes * len(chunks),
-            work=nbytes * len(chunks),
-            node=node,
-            movable=False,
+        Batch(
+            ChunkGroup(
+                run=run_id,
+                dataset=record.name,
+                array=array,
+                chunks=tuple(chunks),
+                generations=(0,) * len(chunks),
+                newest=tuple(newest[chunk] for chunk in chunks),
+                nbytes=nbytes * len(chunks),
+                work=nbytes * len(chunks),
+                node=node,
+                movable=False,
+            ),
+            job,
+            slots[node],
         )
-        for node, chunks in group_chunks(pending, target, [nbytes] * len(pending), slots, sum(slots.values()))
+        for node, chunks, _ in by_holders(pending, target, slots, sum(slots.values()))
     ]
 
 

@@ -44,9 +44,11 @@ class Pipeline:
         """Convert to a dtype, by name or as NumPy gives it."""
         return self._then("cast", dtype=dtype)
 
-    def to(self, dataset: str, *, compressor: str | None = None) -> Pipeline:
-        """Write to a new dataset. compressor: none, zstd (the default), gzip or blosc."""
-        return replace(self, output=_given(dataset=dataset, compressor=compressor))
+    def to(self, dataset: str, *, compressor: str | None = None, chunks: str | Sequence[int] | None = None) -> Pipeline:
+        """Write to a new dataset. compressor: none, zstd (the default), gzip, blosc, lz4, or auto: the soonest to finish.
+
+        chunks: auto (the default), whole, or the shape of the inner chunks that stored objects are cut into."""
+        return replace(self, output=_given(dataset=dataset, compressor=compressor, chunks=chunks))
 
     def in_place(self) -> Pipeline:
         """Write over the source."""

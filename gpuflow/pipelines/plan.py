@@ -14,10 +14,12 @@ import numpy as np
 
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
+from gpuflow.pipelines.compressor import Choice, choose_compressor
 from gpuflow.pipelines.fingerprint import fingerprint, recipe
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.steps.base import ArraySpec, MomentsRequest, Step, StepError
 from gpuflow.steps.registry import STEPS
+from gpuflow.storage.inner_chunks import inner_chunks
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 
@@ -37,8 +39,9 @@ class ArrayPlan:
         """Whether the encoded chunks are taken over as they are."""
         return not self.steps and self.source.document == self.target.document
 
-    def made_by(self, level: int = 0) -> str:
-        """Fingerprint of what makes this array's chunks. level: number of in-place pipelines applied before."""
+    def made_by(self, level: int | None) -> str:
+        """Fingerprint of what makes this array's chunks. level: number of in-place pipelines applied before; None for a new dataset, to
+        which the same steps may then be applied in place."""
         codecs = [self.target.document["data_type"], self.target.document["codecs"], list(self.target.grid.chunks)]
         return fingerprint({"steps": steps_as_data(self.steps), "stored": codecs, "level": level})
 
@@ -59,13 +62,16 @@ class ArrayPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked pipeline over a real dataset. declared: fingerprint of what the user wrote, before statistics fill in parameters."""
+    """A checked pipeline over a real dataset. declared: fingerprint of what the user wrote, before statistics fill in parameters.
+
+    level: number of in-place pipelines applied before; None for a new dataset. compressor: what `compressor: auto` came to."""
 
     spec: PipelineSpec
     source: DatasetRecord
     arrays: tuple[ArrayPlan, ...]
     declared: str
-    level: int = 0
+    level: int | None = None
+    compressor: Choice | None = None
 
     @property
     def target(self) -> str:
@@ -79,6 +85,8 @@ class Plan:
     def output_record(self) -> DatasetRecord:
         """The record of the new dataset, at version 1."""
         origin = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
+        if self.compressor is not None:
+            origin["compressor"] = self.compressor.name
         arrays = {array.path: array.target.document for array in self.arrays}
         return DatasetRecord(name=self.target, arrays=arrays, groups=self.source.groups, origin=origin)
 
@@ -96,16 +104,18 @@ def steps_as_data(steps: tuple[Step, ...]) -> list[dict[str, Any]]:
     return [{step.kind: step.to_yaml_value()} for step in steps]
 
 
-def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False) -> Plan:
+def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False, compressor: Choice | None = None) -> Plan:
     """Check `spec` against the source. ConfigError lists every step that does not fit; NameTaken when an in-place pipeline is already
-    applied and `stack` does not ask for another on top."""
+    applied and `stack` does not ask for another on top. compressor: for a spec that leaves it to `auto`."""
+    choice = (compressor or choose_compressor({})) if spec.output.compressor == "auto" else None
+    name = choice.name if choice else spec.output.compressor
     selected = _select(spec, source)
     problems: list[Problem] = []
     arrays = []
     for path, metadata in source.metadata.items():
         if path in selected:
             try:
-                arrays.append(_plan_array(spec, path, metadata))
+                arrays.append(_plan_array(spec, path, metadata, name))
             except ConfigError as error:
                 problems += error.problems
         elif not spec.output.in_place:
@@ -113,7 +123,7 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False)
     if problems:
         raise ConfigError(problems)
     declared = fingerprint([spec.to_dict()["steps"], sorted(selected), spec.output.to_value()])
-    plan = Plan(spec, source, tuple(arrays), declared)
+    plan = Plan(spec, source, tuple(arrays), declared, compressor=choice)
     return _stacked(plan, stack) if spec.output.in_place else plan
 
 
@@ -134,7 +144,7 @@ def _select(spec: PipelineSpec, source: DatasetRecord) -> set[str]:
     return selected
 
 
-def _plan_array(spec: PipelineSpec, path: str, metadata: ArrayMetadata) -> ArrayPlan:
+def _plan_array(spec: PipelineSpec, path: str, metadata: ArrayMetadata, compressor: str) -> ArrayPlan:
     before = array = spec_of(metadata)
     steps = []
     for number, step in enumerate(spec.steps):
@@ -156,17 +166,33 @@ def _plan_array(spec: PipelineSpec, path: str, metadata: ArrayMetadata) -> Array
         metadata.grid.chunks,
         array.dtype,
         dims=metadata.dims,
-        compressor=spec.output.compressor,
+        inner_chunks=_inner_chunks(spec, path, metadata.grid.chunks, array.dtype.itemsize),
+        compressor=compressor,
         attributes=metadata.attributes,
     )
     return ArrayPlan(path, metadata, target, tuple(steps))
+
+
+def _inner_chunks(spec: PipelineSpec, path: str, stored: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Into what the stored objects of an output array are cut. ConfigError when they cannot be cut as `output.chunks` says."""
+    chunks = spec.output.chunks
+    if chunks == "auto":
+        return inner_chunks(stored, itemsize)
+    if chunks == "whole":
+        return stored
+    if len(chunks) == len(stored) and not any(size % part for size, part in zip(stored, chunks, strict=True)):
+        return chunks
+    what = "have as many dimensions as" if len(chunks) != len(stored) else "divide"
+    reason = f"{list(chunks)} does not {what} the stored objects of array {path!r}, {list(stored)}"
+    hint = "give a divisor for each dimension, write auto, or name other arrays under `source`"
+    raise ConfigError([Problem(reason, "output.chunks", hint=hint)])
 
 
 def _stacked(plan: Plan, stack: bool) -> Plan:
     """Where an in-place pipeline stands among those applied before: the last one again (resume), or a new one on top."""
     transforms = plan.source.transforms
     if not transforms:
-        return plan
+        return replace(plan, level=0)
     if transforms[-1]["declared"] == plan.declared and not stack:
         resolved = transforms[-1]["steps"]
         arrays = tuple(replace(array, steps=steps_from(resolved[array.path])) for array in plan.arrays)

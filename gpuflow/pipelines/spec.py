@@ -9,14 +9,14 @@ import re
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SerializeAsAny, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
 
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.steps.base import Step
-from gpuflow.steps.parameters import StepError
+from gpuflow.steps.parameters import StepError, describe
 
-Compressor = Literal["none", "zstd", "gzip", "blosc"]
-"""The keys of `gpuflow.storage.metadata.COMPRESSORS`."""
+Compressor = Literal["auto", "none", "zstd", "gzip", "blosc", "lz4"]
+"""The keys of `gpuflow.storage.metadata.COMPRESSORS`; auto: the plan chooses by what the nodes measured."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?")
@@ -50,11 +50,25 @@ def _check_patterns(arrays: tuple[str, ...]) -> tuple[str, ...]:
     return arrays
 
 
+def _check_chunks(value: Any) -> Any:
+    """`auto`, `whole`, or a shape as a tuple. StepError for anything else."""
+    if isinstance(value, str) and value in ("auto", "whole"):
+        return value
+    if not isinstance(value, list | tuple) or not value or not all(type(size) is int for size in value):
+        raise StepError(
+            f"must be auto, whole or a list of whole numbers, not {describe(value)}", "write auto, or as in [1, 256, 256]"
+        )
+    if min(value) < 1:
+        raise StepError(f"{min(value)} is not the size of a chunk", "give 1 or more for each dimension")
+    return tuple(value)
+
+
 class _Section(BaseModel, frozen=True, extra="forbid", strict=True):
     """One section of the file."""
 
 
 DatasetName = Annotated[str, AfterValidator(check_dataset_name)]
+Chunks = Annotated[Literal["auto", "whole"] | tuple[int, ...], PlainValidator(_check_chunks)]
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_check_patterns)]
 
 
@@ -73,35 +87,47 @@ class SourceSpec(_Section, frozen=True):
 
 
 class OutputSpec(_Section, frozen=True):
-    """Either a new dataset, with its compressor, or the source itself, whose arrays keep their codecs."""
+    """Either a new dataset, with its compressor and chunks, or the source itself, whose arrays keep their codecs.
+
+    `chunks`: shape of the inner chunks that each stored object, as large as one of the source, is cut into, so that samples can be read
+    one by one; auto: one sample, or as many or as large a part as make 64 to 256 KiB; whole: stored objects are not cut."""
 
     dataset: DatasetName | None = None
     in_place: bool = False
     compressor: Compressor = "zstd"
+    chunks: Chunks = "auto"
 
     @model_validator(mode="after")
     def _one_of_two(self) -> OutputSpec:
         if self.in_place == (self.dataset is not None):
             problem = "has both `dataset` and `in_place`" if self.in_place else "has neither `dataset` nor `in_place: true`"
             raise StepError(problem, "give exactly one of them")
-        if self.in_place and "compressor" in self.model_fields_set:
-            kept = Problem("in place, arrays keep the codecs they have", "compressor", hint="leave `compressor` out")
-            raise ConfigError([kept])
+        given = [name for name in ("compressor", "chunks") if name in self.model_fields_set]
+        if self.in_place and given:
+            kept = "in place, arrays keep the codecs they have"
+            raise ConfigError([Problem(kept, name, hint=f"leave `{name}` out") for name in given])
         return self
 
     def to_value(self) -> Any:
         if self.in_place:
             return {"in_place": True}
-        return self.dataset if self.compressor == "zstd" else {"dataset": self.dataset, "compressor": self.compressor}
+        value: dict[str, Any] = {"dataset": self.dataset}
+        if self.compressor != "zstd":
+            value["compressor"] = self.compressor
+        if self.chunks != "auto":
+            value["chunks"] = self.chunks if self.chunks == "whole" else list(self.chunks)
+        return value if len(value) > 1 else self.dataset
 
 
 class RunSpec(_Section, frozen=True):
     """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster. `durability`: durable
-    commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest."""
+    commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest.
+    `backend`: what compiles steps that are expressions; auto is numba on the CPU."""
 
     device: Annotated[str, AfterValidator(_check_device)] = "auto"
     workers: Annotated[int, Field(ge=1)] | None = None
     durability: Literal["durable", "atomic"] = "durable"
+    backend: Literal["auto", "numba", "torch"] = "auto"
 
     def to_value(self) -> dict[str, Any]:
         return {name: value for name, value in self if value != type(self).model_fields[name].default}

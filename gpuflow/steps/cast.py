@@ -1,4 +1,4 @@
-"""Convert to another dtype, as NumPy's `astype` does: no scaling, no check of the range."""
+"""Convert to another dtype, as NumPy's `astype` does, without scaling; strictly, a value that does not fit is an error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import PlainValidator
 
 from gpuflow.backends import expression_tree as tree
+from gpuflow.backends.program import bounds
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
 from gpuflow.steps.parameters import describe, suggestion
 
@@ -20,12 +21,17 @@ _OTHER_NAMES = {"half": "float16", "single": "float32", "float": "float64", "dou
 _OTHER_NAMES |= {"int": "int64", "uint": "uint64", "boolean": "bool", "byte": "uint8"}
 _OTHER_NAMES |= {f"{np.dtype(name).kind}{np.dtype(name).itemsize}": name for name in DTYPES}
 
+_BFLOAT16 = "store float16, or float32 and convert it when training: tensor.to(torch.bfloat16)"
+
 
 def _dtype_name(value: Any) -> str:
     if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic | bool | int | float | complex)):
         value = np.dtype(value).name
     if not isinstance(value, str):
         raise ValueError(f"must be the name of a dtype such as float32, not {describe(value)}")
+    if value == "bfloat16":
+        # A registered extension of Zarr v3 that zarr-python 3.1 cannot open: the dataset would not be for everyone.
+        raise StepError("bfloat16 cannot be stored: zarr does not open it", _BFLOAT16)
     if value not in DTYPES:
         other = _OTHER_NAMES.get(value.strip().lower().lstrip("<>=|"))
         raise StepError(f"unknown dtype `{value[:40]}`", f"did you mean `{other}`?" if other else suggestion(value, DTYPES))
@@ -33,12 +39,15 @@ def _dtype_name(value: Any) -> str:
 
 
 class Cast(Step, frozen=True):
-    """`dtype`: a NumPy dtype by name. NaN and values out of range become what the device makes of them in an integer."""
+    """`dtype`: a NumPy dtype by name. NaN and values out of range become what the device makes of them in an integer.
+
+    `strict`: they are a StepError then, as is a number that becomes infinite in a smaller float. Fractions are cut off as ever."""
 
     kind: ClassVar[str] = "cast"
     shorthand: ClassVar[tuple[str, ...]] = ("dtype",)
 
     dtype: Annotated[str, PlainValidator(_dtype_name)]
+    strict: bool = False
 
     def check(self, array: ArraySpec) -> ArraySpec:
         target = np.dtype(self.dtype)
@@ -49,7 +58,24 @@ class Cast(Step, frozen=True):
 
     def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
         with quiet():
-            return block.astype(self.dtype)
+            out = block.astype(self.dtype)
+            unfit = _unfit(xp, block, out) if self.strict else None
+        if unfit is not None and unfit.any():
+            index = tuple(int(axis[0]) for axis in xp.nonzero(xp.atleast_1d(unfit)))[: block.ndim]
+            message = f"cast: {block[index].item()!r}, at {list(index)} of the chunk, does not fit {self.dtype}"
+            raise StepError(message, "put a clip or a map step before it, or leave `strict` out")
+        return out
 
     def express(self, array: ArraySpec) -> tree.Node:
-        return tree.Cast(tree.Variable(), np.dtype(self.dtype))
+        return tree.Cast(tree.Variable(), np.dtype(self.dtype), self.strict)
+
+
+def _unfit(xp: Namespace, block: Array, out: Array) -> Array:
+    """Where a value of `block` did not fit `out`, to which it was cast."""
+    source, target = np.dtype(block.dtype), np.dtype(out.dtype)
+    if target.kind in "fc":
+        return xp.isinf(out) & ~xp.isinf(block)
+    unfit = xp.zeros(block.shape, bool)
+    for comparison, bound in bounds(source, target) if target.kind in "iu" else ():
+        unfit |= ~getattr(xp, comparison)(block, bound)
+    return unfit

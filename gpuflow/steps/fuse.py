@@ -1,19 +1,18 @@
-"""Neighbouring steps as one pass over memory.
+"""Neighbouring steps as one pass over memory, by one of the backends.
 
 A kernel gives what the steps' `apply` gives one after the other, on any device of the same kind; when it cannot, it calls them."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuflow.steps.base import ArraySpec, Region, Step
-
-if TYPE_CHECKING:
-    from gpuflow.backends.cpu import Compiled
+from gpuflow.backends.operations import NotExpressible, Unfit
+from gpuflow.backends.select import Backend, Compiled, compiler
+from gpuflow.steps.base import ArraySpec, Region, Step, StepError
 
 
 class Kernel:
@@ -34,37 +33,43 @@ class Kernel:
         names = ", ".join(step.kind for step in self.steps)
         if self._compiled is None:
             return f"{names or 'nothing'}: one after the other ({self._reason})"
-        left = ", ".join(sorted(set(self._compiled.numpy_names)))
-        return f"{names}: one pass" + (f", with {left} by NumPy in tiles" if left else "")
+        return f"{names}: {self._compiled.describe()}"
 
     def __call__(self, block: NDArray[Any], region: Region, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The result for `block`, the part `region` of the array, of any strides.
 
-        out: C-contiguous, of `out_dtype` and the block's shape, or None for a new array; it may be `block` itself, not overlap it."""
+        out: C-contiguous, of `out_dtype` and the block's shape, or None for a new array; it may be `block` itself, not overlap it.
+        StepError when a strict step refuses a value."""
         if self._compiled is not None:
-            return self._compiled(block, region, out)
-        result = block
-        for step in self.steps:
-            result = step.apply(np, result, region)
+            try:
+                return self._compiled(block, region, out)
+            except Unfit:
+                self._one_by_one(block, region)  # says which value it is
+                raise StepError("a value does not fit, by a hair: the steps one by one let it pass") from None
+        result = self._one_by_one(block, region)
         if out is None:
             return result.copy() if result is block else result
         out[...] = result
         return out
 
+    def _one_by_one(self, block: NDArray[Any], region: Region) -> NDArray[Any]:
+        for step in self.steps:
+            block = step.apply(np, block, region)
+        return block
+
 
 @lru_cache(maxsize=128)
-def compile_steps(steps: tuple[Step, ...], array: ArraySpec) -> Kernel:
+def compile_steps(steps: tuple[Step, ...], array: ArraySpec, backend: Backend = "numba", device: str = "cpu") -> Kernel:
     """One kernel for steps that are bound and resolved, in the order in which they are applied to parts of `array`.
 
-    Quick: machine code is made, or loaded, on the kernel's first call. StepError when a step does not work on what it gets."""
+    Quick: machine code is made, or loaded, on the kernel's first call. StepError when a step does not work on what it gets;
+    DeviceUnavailable when the backend or its device is not there."""
     specs = [array]
     for step in steps:
         specs.append(step.check(specs[-1]))
+    make = compiler(backend, device)
     if not steps:
         return Kernel(steps, tuple(specs), None, "there are no steps")
-    from gpuflow.backends.cpu import Compiled
-    from gpuflow.backends.operations import NotExpressible
-
     trees = []
     for step, spec in zip(steps, specs, strict=False):
         tree = step.express(spec)
@@ -72,7 +77,7 @@ def compile_steps(steps: tuple[Step, ...], array: ArraySpec) -> Kernel:
             return Kernel(steps, tuple(specs), None, f"only {step.kind} itself knows what it computes")
         trees.append(tree)
     try:
-        compiled = Compiled(tuple(trees), tuple(spec.dtype for spec in specs))
+        compiled = make(tuple(trees), tuple(spec.dtype for spec in specs))
     except NotExpressible as reason:
         return Kernel(steps, tuple(specs), None, str(reason))
     return Kernel(steps, tuple(specs), compiled, "")

@@ -43,15 +43,17 @@ class Buffer:
 
 
 class Slot:
-    """The buffers of one chunk on its way: as stored, decoded, computed, padded to a whole chunk."""
+    """The buffers of one chunk on its way: as stored, decoded, computed, padded to a whole chunk, encoded; and `scratch` between."""
 
     def __init__(self) -> None:
-        self.stored, self.decoded, self.computed, self.whole = Buffer(), Buffer(), Buffer(), Buffer()
+        self.stored, self.decoded, self.computed = Buffer(), Buffer(), Buffer()
+        self.whole, self.encoded, self.scratch = Buffer(), Buffer(), Buffer()
 
     @property
     def nbytes(self) -> int:
         """What its buffers hold on to."""
-        return self.stored.nbytes + self.decoded.nbytes + self.computed.nbytes + self.whole.nbytes
+        buffers = (self.stored, self.decoded, self.computed, self.whole, self.encoded, self.scratch)
+        return sum(buffer.nbytes for buffer in buffers)
 
 
 class Slots:

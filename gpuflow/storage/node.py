@@ -177,7 +177,9 @@ class NodeStore:
             document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
             documents[path] = json.dumps(document, indent=2).encode()
         for path, data in documents.items():
-            write_durably(folder / path / "zarr.json", data, self.writer.temporary())
+            target = folder / path / "zarr.json"
+            if not target.is_file() or read_file(target) != data:  # most versions of a record change nothing of it
+                write_durably(target, data, self.writer.temporary())
 
     def _sweep(self) -> None:
         """Delete the folders of removed datasets, but for those that a commit is under way in: it sweeps when it ends."""

@@ -1,16 +1,5 @@
-"""Kernels are compiled into a folder of the session, or into the one that GPUFLOW_CACHE names."""
+"""Fixtures of this room."""
 
-from __future__ import annotations
+from tests.backends.kernels import kernel_cache
 
-import os
-from collections.abc import Iterator
-
-import pytest
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        if "GPUFLOW_CACHE" not in os.environ:
-            patch.setenv("GPUFLOW_CACHE", str(tmp_path_factory.mktemp("kernels")))
-        yield
+__all__ = ["kernel_cache"]

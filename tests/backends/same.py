@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def assert_same(actual: NDArray[Any], expected: NDArray[Any], source: np.dtype[Any] | None = None, ulp: int = 0) -> None:
-    """source: the dtype that was cast; floats in uint32 are then compared where NumPy's own loops agree: they fit or are 0."""
+def assert_same(
+    actual: NDArray[Any], expected: NDArray[Any], source: np.dtype[Any] | None = None, ulp: int = 0, either_zero: bool = False
+) -> None:
+    """source: the dtype that was cast; floats in uint32 are then compared where NumPy's own loops agree: they fit or are 0.
+
+    either_zero: the sign of a zero does not count."""
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
     if expected.dtype == np.uint32 and source is not None and source.kind == "f":
         defined = (expected != 0) & (expected != 2**31) & (actual != 0)
@@ -17,6 +21,8 @@ def assert_same(actual: NDArray[Any], expected: NDArray[Any], source: np.dtype[A
     if expected.dtype.kind != "f":
         np.testing.assert_array_equal(actual, expected)
         return
+    if either_zero:
+        actual, expected = actual + 0, expected + 0
     bits = np.dtype(f"i{expected.dtype.itemsize}")
     missing = np.isnan(expected)
     np.testing.assert_array_equal(np.isnan(actual), missing)

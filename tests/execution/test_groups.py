@@ -2,68 +2,88 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuflow.execution.groups import MOST_CHUNKS, MOST_NBYTES, group_chunks
+from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.execution.groups import MOST_CHUNKS, MOST_NBYTES, MOST_SECONDS, Cutter, by_holders, in_turn, part_of
 
-rows = st.dictionaries(
-    st.integers(0, 500),
-    st.tuples(st.sampled_from("abc"), st.sampled_from([0, 10, MOST_NBYTES // 3, MOST_NBYTES, 2 * MOST_NBYTES])),
+
+def group_of(count: int, nbytes: int = 1) -> ChunkGroup:
+    """Chunks 10 and on, of `nbytes` each."""
+    chunks = tuple(range(10, 10 + count))
+    return ChunkGroup("r", "d", "a", chunks, tuple(c + 1 for c in chunks), tuple(c + 2 for c in chunks), nbytes * count, count)
+
+
+@given(
+    st.dictionaries(st.integers(0, 500), st.sampled_from("abc")),
+    st.dictionaries(st.sampled_from("abc"), st.integers(0, 4)),
+    st.integers(0, 8),
+    st.randoms(use_true_random=False),
 )
-
-
-@given(rows, st.dictionaries(st.sampled_from("abc"), st.integers(0, 4)), st.integers(0, 8), st.randoms())
-def test_groups(table: dict[int, tuple[str, int]], slots: dict[str, int], threads: int, random: object) -> None:
+def test_chunks_with_the_same_holders_come_together(
+    table: dict[int, str], slots: dict[str, int], threads: int, random: object
+) -> None:
     chunks = list(table)
     random.shuffle(chunks)  # type: ignore[attr-defined]
-    groups = group_chunks(chunks, [table[c][0] for c in chunks], [table[c][1] for c in chunks], slots, threads)
-    assert sorted(chunk for _, part in groups for chunk in part) == sorted(table)
-    for key, part in groups:
-        assert part
-        assert {table[chunk][0] for chunk in part} == {key}
-        assert part == sorted(part)
-        assert len(part) <= MOST_CHUNKS
-        assert len(part) == 1 or sum(table[chunk][1] for chunk in part) <= MOST_NBYTES
-    for key in "abc":  # a key's groups come in the order of the chunks
-        mine = [part for name, part in groups if name == key]
-        assert [chunk for part in mine for chunk in part] == sorted(chunk for part in mine for chunk in part)
-    ordered = sorted(table)
-    assert groups == group_chunks(ordered, [table[c][0] for c in ordered], [table[c][1] for c in ordered], slots, threads)
-
-
-def test_nodes_take_turns() -> None:
-    count = 300
-    groups = group_chunks(range(count), ["ab"[i >= 100] for i in range(count)], [1] * count, {"a": 1, "b": 1}, 2)
-    keys = [key for key, _ in groups]
-    alternating = 2 * keys.count("a")
-    assert keys[:alternating] == ["a", "b"] * keys.count("a")
-    assert set(keys[alternating:]) <= {"b"}
-
-
-def test_a_worker_gets_several_tasks() -> None:
-    few = group_chunks(range(40), ["a"] * 40, [1] * 40, {"a": 4}, 4)
-    assert len(few) == 40
-    many = group_chunks(range(10_000), ["a"] * 10_000, [1] * 10_000, {"a": 4}, 4)
-    assert {len(part) for _, part in many[:-1]} == {MOST_CHUNKS}
+    found = by_holders(chunks, [table[c] for c in chunks], slots, threads)
+    assert sorted(chunk for _, part, _ in found for chunk in part) == sorted(table)
+    for key, part, busy in found:
+        assert part == sorted(chunk for chunk in table if table[chunk] == key)
+        assert busy >= max(1, slots.get(key, 0))
 
 
 def test_a_hot_key_is_cut_for_all_who_will_help() -> None:
-    count = 320
-    alone = group_chunks(range(count), ["a"] * count, [1] * count, {"a": 1}, 1)
-    shared = group_chunks(range(count), ["a"] * count, [1] * count, {"a": 1}, 8)
-    assert len(alone) < len(shared)
-    assert len(shared) >= 8 * 8
+    assert by_holders(range(100), ["a"] * 100, {"a": 1}, 8) == [("a", list(range(100)), 8)]
+    assert {busy for _, _, busy in by_holders(range(100), ["ab"[i % 2] for i in range(100)], {"a": 4, "b": 4}, 8)} == {4}
 
 
-def test_a_key_without_live_threads_is_cut_too() -> None:
-    assert sum(len(part) for _, part in group_chunks(range(9), [frozenset[str]()] * 9, [1] * 9, {}, 0)) == 9
-    assert group_chunks([], [], [], {}, 4) == []
+@given(
+    st.integers(0, 5000),
+    st.integers(1, 9),
+    st.sampled_from([1, 2**16, MOST_NBYTES // 3, MOST_NBYTES, 2 * MOST_NBYTES]),
+    st.none() | st.floats(1e-6, 100.0),
+)
+def test_cutting_leaves_out_nothing(count: int, slots: int, nbytes: int, seconds: float | None) -> None:
+    whole = group_of(count, nbytes)
+    cutter = Cutter(whole, slots)
+    groups = [*cutter.first(), *cutter.rest(seconds)]
+    for name in ("chunks", "generations", "newest"):
+        assert sum((getattr(group, name) for group in groups), ()) == getattr(whole, name)
+    for group in groups:
+        assert 1 <= len(group.chunks) <= MOST_CHUNKS
+        assert len(group.chunks) == 1 or group.nbytes <= MOST_NBYTES
+        assert group.nbytes == nbytes * len(group.chunks)
+    assert list(cutter.rest(seconds)) == []
 
 
-def test_neighbours_stay_together() -> None:
-    groups = group_chunks(range(64), ["ab"[i // 32] for i in range(64)], [1] * 64, {"a": 1, "b": 1}, 2)
-    for _, part in groups:
-        assert len([1 for _ in groupby(chunk - i for i, chunk in enumerate(part))]) == 1
+def test_slow_chunks_come_in_small_tasks_and_quick_ones_in_large() -> None:
+    def sizes(seconds: float) -> list[int]:
+        cutter = Cutter(group_of(10_000), 2)
+        first = list(cutter.first())
+        assert len(first) == 4
+        return [len(group.chunks) for group in cutter.rest(seconds)]
+
+    assert max(sizes(0.5)) * 0.5 <= MOST_SECONDS
+    assert sizes(100.0) == [1] * len(sizes(100.0))
+    quick = sizes(1e-4)
+    assert len(quick) < 40
+    assert quick == sorted(quick, reverse=True)
+    assert min(quick[:-1]) >= 200
+
+
+def test_the_last_tasks_are_a_small_part_of_a_thread_s_share() -> None:
+    cutter = Cutter(group_of(256), 2)
+    sizes = [len(group.chunks) for group in (*cutter.first(), *cutter.rest(0.003))]
+    assert max(sizes[-2:]) <= 7
+    assert len(sizes) < 40
+
+
+def test_batches_take_turns() -> None:
+    groups = [[group_of(1)] * count for count in (3, 1, 2)]
+    assert [number for number, _ in in_turn([iter(part) for part in groups])] == [0, 1, 2, 0, 2, 0]
+
+
+def test_a_part_of_a_group() -> None:
+    part = part_of(group_of(4, nbytes=3), [1, 3])
+    assert (part.chunks, part.generations, part.newest, part.nbytes, part.work) == ((11, 13), (12, 14), (13, 15), 6, 2)

@@ -252,3 +252,26 @@ class TestShapes:
         spec = from_dict({"source": "sharded", "steps": [{"map": "x // 2"}], "output": "sharded-out"})
         assert run_pipeline(three_nodes, spec).status == "done"
         assert (read_back(roots_of(three_nodes), "sharded-out", "data") == values // 2).all()
+
+
+def test_the_same_steps_in_place_on_what_they_made(three_nodes: Connection, field_zarr: Path) -> None:
+    """They are applied a second time: what was made and what was changed in place are told apart."""
+    ingest(three_nodes, field_zarr, "twice-in")
+    steps = {"source": {"dataset": "twice-in", "arrays": ["t2m"]}, "steps": [{"map": "x * 2"}], "output": "twice"}
+    run_pipeline(three_nodes, from_dict(steps))
+    once = read_back(roots_of(three_nodes), "twice", "t2m")
+    again = {"source": {"dataset": "twice", "arrays": ["t2m"]}, "steps": [{"map": "x * 2"}], "output": {"in_place": True}}
+    assert run_pipeline(three_nodes, from_dict(again)).to_dict()["chunks"]["skipped"] == 0
+    np.testing.assert_array_equal(read_back(roots_of(three_nodes), "twice", "t2m"), once * 2)
+    assert run_pipeline(three_nodes, from_dict(again)).outcome.tally.done == 0
+
+
+def test_the_torch_backend_gives_what_numba_gives(three_nodes: Connection, field_zarr: Path) -> None:
+    pytest.importorskip("torch")
+    ingest(three_nodes, field_zarr, "backends")
+    results = []
+    for backend in ("numba", "torch"):
+        spec = normalise("backends", f"by-{backend}").to_dict() | {"run": {"backend": backend}}
+        assert run_pipeline(three_nodes, from_dict(spec)).status == "done"
+        results.append(read_back(roots_of(three_nodes), f"by-{backend}", "t2m"))
+    np.testing.assert_array_equal(*results)

@@ -210,12 +210,14 @@ def specs(draw: st.DrawFn) -> PipelineSpec:
     dataset = draw(names)
     text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
     arrays = draw(st.one_of(st.none(), st.lists(text, min_size=1, max_size=3, unique=True)))
-    compressor = draw(st.sampled_from(["none", "zstd", "gzip", "blosc"]))
+    compressor = draw(st.sampled_from(["auto", "none", "zstd", "gzip", "blosc", "lz4"]))
+    sizes = st.lists(st.integers(1, 999), min_size=1, max_size=4).map(tuple)
+    chunks = draw(st.one_of(st.sampled_from(["auto", "whole"]), sizes))
     in_place = bool(chosen) and draw(st.booleans())
     output = (
         {"in_place": True}
         if in_place
-        else {"dataset": draw(names.filter(lambda name: name != dataset)), "compressor": compressor}
+        else {"dataset": draw(names.filter(lambda name: name != dataset)), "compressor": compressor, "chunks": chunks}
     )
     run = {
         "device": draw(st.sampled_from(["auto", "cpu", "cuda", "cuda:0", "cuda:12"])),

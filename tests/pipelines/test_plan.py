@@ -140,6 +140,59 @@ def test_the_target_is_laid_out_like_the_source() -> None:
     assert record.origin == {"kind": "pipeline", "source": "d", "declared": made.declared}
 
 
+LARGE = dataset(
+    t=ArrayMetadata.create((8, 256, 512), (4, 256, 512), np.dtype("f4"), dims=DIMS),
+    u=ArrayMetadata.create((9, 512), (9, 512), np.dtype("f4")),
+    label=ArrayMetadata.create((2**17,), (2**17,), np.dtype("i8")),
+)
+
+
+def stored(made: Plan) -> dict[str, Any]:
+    """The inner chunks of the arrays of a plan; None for an array that is not sharded."""
+    codecs = {array.path: array.target.document["codecs"][0] for array in made.arrays}
+    return {path: codec["configuration"].get("chunk_shape") for path, codec in codecs.items()}
+
+
+def test_new_arrays_are_cut_for_samples_and_carried_ones_are_not() -> None:
+    made = plan(Pipeline("d").map("x + 1").cast("float16").to("e"), LARGE)
+    assert stored(made) == {"t": [1, 256, 512], "u": None, "label": None}
+    assert [array.target.grid.chunks for array in made.arrays] == [(4, 256, 512), (9, 512), (2**17,)]
+    assert stored(plan(Pipeline("d").map("x + 1").cast("float64").to("e"), LARGE))["t"] == [1, 64, 512]
+    assert stored(plan(Pipeline("d", "label").map("x + 1").to("e"), LARGE)) == {"t": None, "u": None, "label": [2**13]}
+    assert stored(plan(Pipeline("d").map("x + 1").cast("float32").in_place(), LARGE))["t"] is None
+
+
+def test_chunks_as_they_are_asked_for() -> None:
+    pipeline = Pipeline("d", "t").map("x + 1")
+    assert stored(plan(pipeline.to("e", chunks="whole"), LARGE))["t"] is None
+    assert stored(plan(pipeline.to("e", chunks=[2, 128, 256]), LARGE))["t"] == [2, 128, 256]
+    assert stored(plan(pipeline.to("e", chunks=(4, 256, 512)), LARGE))["t"] is None
+    inner = (
+        plan(pipeline.to("e", chunks=[1, 256, 512], compressor="lz4"), LARGE)
+        .arrays[0]
+        .target.document["codecs"][0]["configuration"]
+    )
+    assert [codec["name"] for codec in inner["codecs"]] == ["bytes", "numcodecs.lz4"]
+    assert ([codec["name"] for codec in inner["index_codecs"]], inner["index_location"]) == (["bytes", "crc32c"], "end")
+
+
+def test_chunks_that_do_not_fit_are_refused_for_each_array() -> None:
+    assert refused(Pipeline("d").map("x + 1").to("e", chunks=[3, 256, 512]), LARGE) == [
+        "output.chunks: [3, 256, 512] does not divide the stored objects of array 't', [4, 256, 512]; "
+        "give a divisor for each dimension, write auto, or name other arrays under `source`",
+        "output.chunks: [3, 256, 512] does not have as many dimensions as the stored objects of array 'u', [9, 512]; "
+        "give a divisor for each dimension, write auto, or name other arrays under `source`",
+    ]
+    assert len(refused(Pipeline("d", "t").map("x + 1").to("e", chunks=[8, 256, 512]), LARGE)) == 1
+
+
+def test_another_stored_form_is_another_recipe() -> None:
+    pipeline = Pipeline("d", "t").map("x + 1")
+    made = [plan(pipeline.to("e", **options), LARGE) for options in ({}, {"chunks": "whole"}, {"compressor": "lz4"})]
+    assert len({one.arrays[0].made_by(None) for one in made}) == 3
+    assert len({one.declared for one in made}) == 3
+
+
 def test_no_steps_recompress_or_carry() -> None:
     assert all(array.carried for array in plan(Pipeline("d").to("e")).arrays)
     made = plan(Pipeline("d").to("e", compressor="none"))
@@ -236,7 +289,7 @@ def test_the_same_pipeline_on_top_of_itself_is_another_recipe() -> None:
 
 
 def test_a_new_dataset_may_be_made_of_a_changed_one() -> None:
-    assert plan(SHIFT.to("e"), applied(FIELD, plan(SCALE))).level == 0
+    assert plan(SHIFT.to("e"), applied(FIELD, plan(SCALE))).level is None
 
 
 # -- chunk by chunk --------------------------------------------------------------------------------------------------------------

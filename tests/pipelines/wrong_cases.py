@@ -98,9 +98,22 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     ]),
     "in place without steps": ("source: a\noutput: {in_place: true}\n", ["steps: there is nothing to do: no steps, and the output is in place"]),
     "compressor": ("source: a\noutput: {dataset: b, compressor: zst}\n", [
-        "p.yaml:2:34: output.compressor: must not be the text 'zst'; did you mean `zstd`? known: none, zstd, gzip, blosc",
+        "p.yaml:2:34: output.compressor: must not be the text 'zst'; did you mean `zstd`? known: auto, none, zstd, gzip, blosc, lz4",
     ]),
-    "compressor number": ("source: a\noutput: {dataset: b, compressor: 3}\n", ["output.compressor: must not be the number 3; known: none"]),
+    "compressor number": ("source: a\noutput: {dataset: b, compressor: 3}\n", ["output.compressor: must not be the number 3; known: auto, none"]),
+    "chunks": ("source: a\noutput: {dataset: b, chunks: all}\n", [
+        "p.yaml:2:30: output.chunks: must be auto, whole or a list of whole numbers, not the text 'all'; write auto, or as in [1, 256, 256]",
+    ]),
+    "chunks of nothing": ("source: a\noutput: {dataset: b, chunks: []}\n", ["output.chunks: must be auto, whole or a list of whole numbers"]),
+    "chunks of halves": ("source: a\noutput: {dataset: b, chunks: [1, 2.5]}\n", ["output.chunks: must be auto, whole or a list"]),
+    "chunks true": ("source: a\noutput: {dataset: b, chunks: [true]}\n", ["output.chunks: must be auto, whole or a list of whole numbers"]),
+    "chunks of zero": ("source: a\noutput: {dataset: b, chunks: [4, 0]}\n", [
+        "p.yaml:2:30: output.chunks: 0 is not the size of a chunk; give 1 or more for each dimension",
+    ]),
+    "in place, cut": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, compressor: zstd, chunks: whole}\n", [
+        "output.compressor: in place, arrays keep the codecs they have; leave `compressor` out",
+        "output.chunks: in place, arrays keep the codecs they have; leave `chunks` out",
+    ]),
     "device": (GOOD + "run: {device: gpu}\n", ["p.yaml:7:15: run.device: there is no device 'gpu'; write auto, cpu, cuda or cuda:0"]),
     "device number": (GOOD + "run: {device: 'cuda:x'}\n", ["run.device: there is no device 'cuda:x'"]),
     "workers": (GOOD + "run:\n  workers: 0\n", ["p.yaml:8:12: run.workers: must be at least 1, not 0"]),

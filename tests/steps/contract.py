@@ -18,6 +18,7 @@ from gpuflow.steps.cast import DTYPES
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.steps.registry import STEPS
 from tests.backends.same import assert_same
+from tests.backends.samples import whole
 
 SHAPES = [(), (0,), (5,), (4, 6), (3, 0, 2), (2, 3, 4)]
 
@@ -29,10 +30,6 @@ def sample(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "f" and block.size > 2:
         block.flat[0], block.flat[1], block.flat[2] = np.nan, np.inf, 0.37
     return block
-
-
-def whole(array: np.ndarray) -> tuple[slice, ...]:
-    return tuple(slice(0, size) for size in array.shape)
 
 
 def accepted(step: Step, dtypes: tuple[str, ...]) -> Iterator[tuple[Step, np.ndarray, ArraySpec, ArraySpec]]:

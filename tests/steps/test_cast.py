@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from gpuflow.pipelines.load import from_dict
 from gpuflow.steps.base import ArraySpec, StepError
 from gpuflow.steps.cast import DTYPES, Cast
+from tests.backends.samples import whole
 
-from .contract import StepContract, whole
+from .contract import StepContract
 
 
 class TestContract(StepContract):
@@ -58,6 +60,7 @@ def test_ways_to_name_a_dtype(given: Any) -> None:
         (str, "must be the name of a dtype"),
         (3, "must be the name of a dtype such as float32, not the number 3"),
         (None, "not empty"),
+        ("bfloat16", "bfloat16 cannot be stored: zarr does not open it; store float16, or float32"),
     ],
 )
 def test_wrong_dtypes(value: Any, message: str) -> None:
@@ -69,3 +72,33 @@ def test_the_imaginary_part_is_not_dropped_silently() -> None:
     with pytest.raises(StepError, match="imaginary"):
         Cast(dtype="float32").check(ArraySpec((2,), np.dtype("c8"), (None,)))
     assert Cast(dtype="complex128").check(ArraySpec((2,), np.dtype("f4"), (None,))).dtype == np.complex128
+
+
+def test_strict_is_off_and_unsaid_by_default() -> None:
+    assert not Cast(dtype="int16").strict
+    assert Cast(dtype="int16", strict=True).to_yaml_value() == {"dtype": "int16", "strict": True}
+    spec = from_dict({"source": "a", "output": "b", "steps": [{"cast": "int8"}, {"cast": {"dtype": "int16", "strict": True}}]})
+    assert spec.steps == (Cast(dtype="int8"), Cast(dtype="int16", strict=True))
+    with pytest.raises(ValidationError):
+        Cast(dtype="int16", strict="yes")
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype"), [(1e300 + 0j, "complex64"), (1e300, "complex64"), (np.nan, "uint8"), (256, "uint8"), (-1.0, "uint64")]
+)
+def test_strictly_a_value_has_to_fit(value: complex, dtype: str) -> None:
+    block = np.array([[0, 1], [0, value]])
+    with pytest.raises(StepError, match=r", at \[1, 1\] of the chunk, does not fit"):
+        Cast(dtype=dtype, strict=True).apply(np, block, whole(block))
+    number = block[1, 1]
+    with pytest.raises(StepError, match=r", at \[\] of the chunk"):
+        Cast(dtype=dtype, strict=True).apply(np, np.asarray(number), ())
+
+
+@pytest.mark.parametrize("target", DTYPES)
+def test_what_fits_is_cast_as_ever(target: str) -> None:
+    for source in DTYPES:
+        block = np.array([0, 1, 100]).astype(source)
+        if not (block.dtype.kind == "c" and np.dtype(target).kind != "c"):
+            strictly = Cast(dtype=target, strict=True).apply(np, block, whole(block))
+            np.testing.assert_array_equal(strictly, Cast(dtype=target).apply(np, block, whole(block)), strict=True)

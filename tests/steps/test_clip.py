@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from gpuflow.steps.base import ArraySpec, StepError
 from gpuflow.steps.clip import Clip
+from tests.backends.samples import whole
 
-from .contract import StepContract, whole
+from .contract import StepContract
 
 
 class TestContract(StepContract):

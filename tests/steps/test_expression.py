@@ -15,8 +15,9 @@ from pydantic import ValidationError
 from gpuflow.steps.base import ArraySpec, StepError
 from gpuflow.steps.expression import CONSTANTS, FUNCTIONS, MAX_LENGTH, parse
 from gpuflow.steps.map import Map
+from tests.backends.samples import whole
 
-from .contract import StepContract, whole
+from .contract import StepContract
 
 
 class TestContract(StepContract):

@@ -16,8 +16,9 @@ from gpuflow.errors import StatisticsError
 from gpuflow.reductions.moments import Moments
 from gpuflow.steps.base import ArraySpec, MomentsRequest, StepError
 from gpuflow.steps.standardize import Standardize
+from tests.backends.samples import whole
 
-from .contract import StepContract, whole
+from .contract import StepContract
 
 
 def spec_of(array: np.ndarray, dims: tuple[str | None, ...] | None = None) -> ArraySpec:

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
 
+import numpy as np
+
 from gpuflow.errors import NotFound
+from gpuflow.storage.inner_chunks import SMALLEST_NBYTES, inner_chunks
 from gpuflow.storage.metadata import ArrayMetadata
 
 CHUNK_NBYTES = 4 * 2**20
@@ -62,10 +65,20 @@ class Source(Protocol):
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, nbytes: int = CHUNK_NBYTES) -> tuple[int, ...]:
-    """Chunks of at most about `nbytes`, cut along the first axis; along the next ones only where one item is larger than that."""
+    """Chunks of at most about `nbytes`, cut along the first axis; along the next ones only where one item is larger than that.
+
+    Small items come in such numbers that a chunk can be cut into inner chunks of `SMALLEST_NBYTES`."""
     sizes = [max(1, size) for size in shape]
     fitting = [nbytes // max(1, prod(sizes[axis + 1 :]) * itemsize) for axis in range(len(sizes))]
+    if sizes:
+        together = -(-SMALLEST_NBYTES // (prod(sizes[1:]) * itemsize))
+        fitting[0] -= fitting[0] % together if fitting[0] < sizes[0] else 0
     return tuple(max(1, min(size, count)) for size, count in zip(sizes, fitting, strict=True))
+
+
+def created(shape: tuple[int, ...], chunks: tuple[int, ...], dtype: np.dtype[Any], **options: Any) -> ArrayMetadata:
+    """Metadata of an array that is made here: its chunks are shards where they are large. options: those of `ArrayMetadata.create`."""
+    return ArrayMetadata.create(shape, chunks, dtype, inner_chunks=inner_chunks(chunks, dtype.itemsize), **options)
 
 
 def with_parents(groups: dict[str, dict[str, Any]], arrays: Iterable[str]) -> dict[str, dict[str, Any]]:

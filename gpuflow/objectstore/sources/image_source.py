@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import SourceError
-from gpuflow.objectstore.sources.base import Layout, array_of, chunk_shape
+from gpuflow.objectstore.sources.base import Layout, array_of, chunk_shape, created
 from gpuflow.objectstore.sources.image_files import Listing, Probe, is_transient, list_images, load, probe
 from gpuflow.objectstore.sources.image_scan import ImageOptions, ImageScan, scan_images
 from gpuflow.storage.codecs import ArrayCodec
-from gpuflow.storage.metadata import ArrayMetadata
 
 IMAGE, LABEL = "image", "label"
 _SCAN_THREADS = min(8, os.cpu_count() or 1)
@@ -149,12 +148,10 @@ class ImageSource:
             else min(self._options.chunk_samples, shape[0])
         )
         dims = ("sample", "y", "x", "channel")
-        arrays = {IMAGE: ArrayMetadata.create(shape, (samples, *scan.sample_shape), dtype, dims=dims)}
+        arrays = {IMAGE: created(shape, (samples, *scan.sample_shape), dtype, dims=dims)}
         if scan.classes:
             attributes = {"classes": list(scan.classes)}
-            arrays[LABEL] = ArrayMetadata.create(
-                shape[:1], (samples,), np.dtype(np.int64), dims=("sample",), attributes=attributes
-            )
+            arrays[LABEL] = created(shape[:1], (samples,), np.dtype(np.int64), dims=("sample",), attributes=attributes)
         return {name: ArrayCodec(metadata) for name, metadata in arrays.items()}
 
     @cached_property

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import ConfigError, NotFound, Problem, SourceError
-from gpuflow.objectstore.sources.base import Layout, array_of, chunk_shape
+from gpuflow.objectstore.sources.base import Layout, array_of, chunk_shape, created
 from gpuflow.storage.codecs import ArrayCodec
-from gpuflow.storage.metadata import ArrayMetadata
 
 ARRAY = "data"
 
@@ -103,7 +102,7 @@ class NpySource:
                 self.location, f"has the structured dtype {data.dtype}", hint="save each field in a file of its own"
             )
         try:
-            metadata = ArrayMetadata.create(data.shape, chunks, data.dtype.newbyteorder("="))
+            metadata = created(data.shape, chunks, data.dtype.newbyteorder("="))
         except ConfigError as error:
             raise SourceError(self.location, error.problems[0].message, hint=error.problems[0].hint) from error
         if self._expected is not None and metadata.document != self._expected:

@@ -1,0 +1,147 @@
+"""A chain of expression trees on Torch tensors, one operation after the other, on the CPU or a CUDA device.
+
+The result is that of NumPy within `TOLERANCE_ULP`. On the CPU a tile passes through all operations while it is in cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from gpuflow.backends.block import Block, Region, checked
+from gpuflow.backends.cpu import TOLERANCE_ULP as _NUMPY_ULP
+from gpuflow.backends.expression_tree import Node
+from gpuflow.backends.operations import DType, NotExpressible, Unfit
+from gpuflow.backends.program import Instruction, lower
+from gpuflow.backends.torch_operations import Tensor, call, load, store, torch
+from gpuflow.errors import DeviceUnavailable
+
+TOLERANCE_ULP: dict[str, int] = _NUMPY_ULP | {"sqrt": 1}
+"""Units in the last place of the operation's own dtype. Where logaddexp is close to 0, those of its larger argument.
+All other operations are exact, but for the sign of a zero from `EITHER_ZERO`."""
+
+EITHER_ZERO = ("minimum", "maximum", "clip")
+"""Operations that may give either of two zeros of different signs."""
+
+_TILE = 2**18
+"""Elements that pass through all operations at a time on the CPU: 1 MiB of float32. With less, Python takes longer than Torch."""
+
+
+def find_device(name: str) -> str:
+    """`name` itself: cpu, cuda or cuda:N. DeviceUnavailable when it is not there."""
+    if name != "cpu" and torch.device(name).index not in (None, *range(torch.cuda.device_count())):
+        raise DeviceUnavailable(f"there is no device {name}", f"PyTorch sees {torch.cuda.device_count()} CUDA devices")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise DeviceUnavailable("no CUDA device that PyTorch can use", "use device: auto or cpu")
+    return name
+
+
+class Compiled:
+    """A program on tensors. Safe in threads."""
+
+    def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...], device: str = "cpu") -> None:
+        """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
+        self.program, self.device = lower(trees, dtypes), device
+        self.dtypes = dtypes[0], dtypes[-1]
+        self._parameters = lru_cache(maxsize=16)(self._part)
+        self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
+        self._constants = {
+            index: self._tensor(np.array(one.value))
+            for index, one in enumerate(self.program.instructions)
+            if one.kind == "constant"
+        }
+        self._last_used = {index: number for number, one in enumerate(self.program.instructions) for index in one.arguments}
+        self._try()
+
+    def describe(self) -> str:
+        """How it runs."""
+        return f"by Torch on {self.device}"
+
+    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
+        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`.
+
+        Unfit when a value fails a check; `block` is then as it was."""
+        out = checked(block, region, out, self.dtypes)
+        if not block.size:
+            return out
+        if self.program.checks and np.may_share_memory(block, out):
+            out[...] = self(block, region)
+            return out
+        self.compute(_shared(block).to(self.device), region, torch.from_numpy(out))
+        return out
+
+    def compute(self, x: Tensor, region: Region, out: Tensor) -> None:
+        """The same on tensors. x: on the kernel's device; out: anywhere, of the dtype that NumPy calls the same."""
+        kept = tuple((part.start or 0, part.stop) if axis in self._axes else (0, 1) for axis, part in enumerate(region))
+        parameters = self._parameters(kept)
+        for index in _tiles(tuple(x.shape), _TILE if self.device == "cpu" else x.numel()):
+            parts = [
+                one[tuple(s if n > 1 else slice(None) for s, n in zip(index, one.shape, strict=False))] for one in parameters
+            ]
+            store(self._run(x[index], parts), out[index], self.dtypes[1])
+
+    def _run(self, x: Tensor, parameters: list[Tensor]) -> Tensor:
+        """One tile through all operations."""
+        code, values = self.program.instructions, dict(self._constants)
+        for number, one in enumerate(code):
+            if one.kind != "constant":
+                values[number] = self._value(one, values, x, parameters)
+            for index in one.arguments:
+                if self._last_used[index] == number and index not in (self.program.result, *self.program.checks):
+                    values.pop(index, None)
+        if not all(bool(values[index].all()) for index in self.program.checks):
+            raise Unfit
+        return values[self.program.result]
+
+    def _value(self, one: Instruction, values: dict[int, Tensor], x: Tensor, parameters: list[Tensor]) -> Tensor:
+        if one.kind == "load":
+            return load(x, one.dtype)
+        if one.kind == "parameter":
+            return load(parameters[one.number], one.dtype)
+        dtypes = [self.program.instructions[index].dtype for index in one.arguments]
+        return call(one.name, dtypes, one.dtype, [values[index] for index in one.arguments])
+
+    def _part(self, kept: tuple[tuple[int, int], ...]) -> list[Tensor]:
+        """The parameters of a region, shaped to broadcast against its block."""
+        found = []
+        for parameter in self.program.parameters:
+            part = parameter.values[tuple(slice(*kept[axis]) for axis in parameter.axes)]
+            sizes = iter(part.shape)
+            shape = [next(sizes) if axis in parameter.axes else 1 for axis in range(len(kept))]
+            found.append(torch.from_numpy(np.array(part).reshape(shape)).to(self.device))
+        return found
+
+    def _tensor(self, value: Block) -> Tensor:
+        return load(torch.from_numpy(value), value.dtype).to(self.device)
+
+    def _try(self) -> None:
+        """NotExpressible when this Torch lacks an operation for a dtype: found out on nothing."""
+        nothing = [torch.from_numpy(np.empty(0, dtype)).to(self.device) for dtype in (self.dtypes[0], *self._parameter_dtypes())]
+        try:
+            self._run(nothing[0], nothing[1:])
+        except (RuntimeError, TypeError) as error:
+            raise NotExpressible(str(error).splitlines()[0]) from None
+
+    def _parameter_dtypes(self) -> list[DType]:
+        return [parameter.values.dtype for parameter in self.program.parameters]
+
+
+def _shared(block: Block) -> Tensor:
+    """A tensor over the memory of `block`, or of a copy when Torch cannot look at that: read-only, or strides of its own kind."""
+    usual = all(stride >= 0 and stride % block.itemsize == 0 for stride in block.strides)
+    return torch.from_numpy(block if usual and block.flags.writeable else block.copy())
+
+
+def _tiles(shape: tuple[int, ...], limit: int) -> Iterator[tuple[Any, ...]]:
+    """Indices of parts of at most `limit` elements, contiguous in C order, that cover an array."""
+    if prod(shape) <= limit:
+        yield ()
+        return
+    first, rest = shape[0], prod(shape[1:])
+    step = max(1, limit // rest)
+    for start in range(0, first, step):
+        for inner in _tiles(shape[1:], limit) if rest > limit else [()]:
+            yield (slice(start, start + step), *inner)

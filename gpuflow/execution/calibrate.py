@@ -1,0 +1,67 @@
+"""Calibrations of a cluster's nodes: measured on their workers, and looked up where they are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from distributed import Worker
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.worker_plugin import on_store
+from gpuflow.datasets.catalog import Nodes
+from gpuflow.storage.calibration import Calibration, kept_or_reason
+from gpuflow.storage.measure import calibrate
+from gpuflow.storage.node import NodeStore
+
+Kept = Mapping[str, Calibration | str | None]
+"""By node: its calibration, what is wrong with its file, or None when it has none."""
+
+REMEDY = "run `gpuflow calibrate`"
+
+
+def calibrate_nodes(connection: Connection) -> dict[str, Calibration]:
+    """Measure every node, each with as many threads as its workers have, and keep the figures with it.
+
+    Nodes of one machine are measured one after the other: they share its disk. StoreError when a root has no room."""
+    nodes = connection.nodes()
+    threads = {address: worker["threads"] for address, worker in connection.info()["workers"].items()}
+    turns: dict[int, list[str]] = defaultdict(list)
+    seen: dict[str | None, int] = defaultdict(int)
+    for node, addresses in nodes.items():
+        machine = urlsplit(addresses[0]).hostname
+        turns[seen[machine]].append(node)
+        seen[machine] += 1
+    found: dict[str, Calibration] = {}
+    for turn in turns.values():
+        chosen = {nodes[node][0]: node for node in turn}
+        writers = {node: sum(threads[address] for address in nodes[node]) for node in turn}
+        answers = connection.client.run(_measure, writers, workers=list(chosen))
+        found |= {chosen[address]: answer for address, answer in answers.items()}
+    return dict(sorted(found.items()))
+
+
+async def _measure(writers: Mapping[str, int], dask_worker: Worker) -> Calibration:
+    """On a worker, in a thread beside its event loop."""
+    return await asyncio.to_thread(on_store, _calibrate, writers, dask_worker=dask_worker)
+
+
+def _calibrate(store: NodeStore, writers: Mapping[str, int]) -> Calibration:
+    return calibrate(store, writers[store.node_id])
+
+
+def kept_calibrations(nodes: Nodes) -> dict[str, Calibration | str | None]:
+    """What the nodes' files say, by node id."""
+    return nodes.each_node(_kept)
+
+
+def _kept(store: NodeStore) -> Calibration | str | None:
+    return kept_or_reason(store.root)
+
+
+def calibration_data(found: Mapping[str, Calibration]) -> dict[str, Any]:
+    """Calibrations as plain data, by node."""
+    return {node: calibration.to_dict() for node, calibration in found.items()}

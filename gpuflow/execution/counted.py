@@ -1,0 +1,55 @@
+"""From a run's plan and counts to what bounded it, with the calibrations that its nodes keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from gpuflow.execution.auto import all_codecs
+from gpuflow.execution.bound import Bound, Work, what_bounded
+from gpuflow.execution.calibrate import kept_calibrations
+from gpuflow.execution.passes import Run
+from gpuflow.pipelines.plan import ChunkPlan, Plan
+from gpuflow.storage.calibration import Calibration
+from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata
+
+
+def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], wall_seconds: float) -> Bound | None:
+    """What bounded `run`, whose main pass was `chunks`."""
+    outcome, workers = run.outcome, run.connection.info()["workers"].values()
+    work = Work(
+        wall_seconds=wall_seconds,
+        threads=sum(worker["threads"] for worker in workers),
+        seconds=outcome.tally.seconds,
+        wait_seconds=outcome.wait_seconds,
+        read_nbytes=outcome.tally.read - outcome.tally.shipped,
+        written_nbytes=outcome.tally.written,
+        shipped_nbytes=outcome.tally.shipped,
+        decoded_nbytes=_decoded_nbytes(run, plan, chunks),
+        source_codec=_codec(array.source for array in plan.arrays if not array.carried),
+        target_codec=_codec(array.target for array in plan.arrays if not array.carried),
+        durable=plan.spec.run.durability == "durable",
+    )
+    kept = kept_calibrations(run.connection)
+    return what_bounded(work, [one if isinstance(one, Calibration) else None for one in kept.values()])
+
+
+def _decoded_nbytes(run: Run, plan: Plan, chunks: Sequence[ChunkPlan]) -> int:
+    """Of the chunks that were computed in the main pass, and of those that statistics were taken over, which are as large."""
+    computed = [(len(part.pending), part.array.source.chunk_nbytes) for part in chunks if not part.array.carried]
+    total = sum(count * nbytes for count, nbytes in computed)
+    number = sum(count for count, _ in computed)
+    sizes = [array.source.chunk_nbytes for array in plan.arrays if not array.carried]
+    mean = total / number if number else sum(sizes) / max(1, len(sizes))
+    return total + int(run.statistics_chunks * mean)
+
+
+def _codec(arrays: Iterable[ArrayMetadata]) -> str | None:
+    """The one compressor that all arrays are stored with, in the settings that a calibration measures."""
+    measured = {name: codecs[0] for name, codecs in COMPRESSORS.items() if codecs}
+    found = {_measured_name(array.document["codecs"], measured) for array in arrays}
+    return found.pop() if len(found) == 1 else None
+
+
+def _measured_name(codecs: Sequence[Mapping[str, Any]], measured: Mapping[str, Mapping[str, Any]]) -> str | None:
+    return next((name for name, settings in measured.items() for codec in all_codecs(codecs) if codec == settings), None)

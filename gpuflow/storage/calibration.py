@@ -1,0 +1,105 @@
+"""What a node's hardware can do, as `gpuflow calibrate` measured it, and the file in which the store root keeps it.
+
+Rates are in GB/s (10^9 bytes a second). The file is replaced whole: readers see the old figures or the new ones."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gpuflow.storage.disk import read_file, store_errors, write_durably
+
+FORMAT = 1
+FILE_NAME = "calibration.json"
+
+
+class DamagedCalibration(ValueError):
+    """A file, or data, that is no calibration of this format."""
+
+
+@dataclass(frozen=True, slots=True)
+class CodecRates:
+    """A compressor on one core, in decoded GB/s. ratio: decoded over encoded bytes of the field that was measured."""
+
+    encode_gb_s: float
+    decode_gb_s: float
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """One node. Rates with `threads_` are of `threads` threads together, the others of one.
+
+    Writes are durable: the fsync counts. Disk reads are of files that are not in the page cache, cache reads of files that are."""
+
+    measured_at: str
+    threads: int
+    write_gb_s: float
+    threads_write_gb_s: float
+    read_gb_s: float
+    threads_read_gb_s: float
+    cache_read_gb_s: float
+    copy_gb_s: float
+    fsync_seconds: float
+    create_seconds: float
+    """Of creating a small file and renaming it, without any fsync."""
+    codecs: Mapping[str, CodecRates]
+    """By the names of `storage.metadata.COMPRESSORS`; `none` is not measured, since it does nothing."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as the file has it."""
+        return {"format": FORMAT, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Calibration:
+        """The inverse of `to_dict`. DamagedCalibration says what is wrong."""
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise DamagedCalibration(f"it is not of format {FORMAT}")
+        try:
+            codecs = {
+                name: CodecRates(**{field.name: _positive(rates[field.name]) for field in fields(CodecRates)})
+                for name, rates in data["codecs"].items()
+            }
+            plain = ("measured_at", "threads", "codecs")
+            rates = {field.name: _positive(data[field.name]) for field in fields(cls) if field.name not in plain}
+            return cls(measured_at=str(data["measured_at"]), threads=int(_positive(data["threads"])), codecs=codecs, **rates)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedCalibration(f"{type(error).__name__}: {error}") from error
+
+
+def _positive(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ValueError(f"{value!r} is no rate")
+    return float(value)
+
+
+def keep(root: Path, calibration: Calibration) -> None:
+    """Write the root's file, durably. StoreError when it cannot be written."""
+    with store_errors(root):
+        write_durably(root / FILE_NAME, (json.dumps(calibration.to_dict(), indent=2) + "\n").encode())
+
+
+def kept(root: Path) -> Calibration | None:
+    """What the root's file says; None when it has none. DamagedCalibration when it cannot be understood."""
+    try:
+        data = read_file(root / FILE_NAME)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DamagedCalibration(f"it cannot be read ({error.strerror})") from error
+    try:
+        return Calibration.from_dict(json.loads(data))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DamagedCalibration(f"it is no JSON ({error})") from error
+
+
+def kept_or_reason(root: Path) -> Calibration | str | None:
+    """`kept`, with what is wrong with a damaged file as text, for answers that cross the network."""
+    try:
+        return kept(root)
+    except DamagedCalibration as error:
+        return str(error)

@@ -1,0 +1,58 @@
+"""Calibrating the nodes of a cluster from Python."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpuflow
+from gpuflow.cluster.connection import Connection
+from gpuflow.datasets.catalog import NodesOnDisk
+from gpuflow.errors import StoreError
+from gpuflow.execution.calibrate import kept_calibrations
+from gpuflow.storage import measure
+from gpuflow.storage.calibration import Calibration
+
+SMALL: dict[str, Any] = {"_PROBE_NBYTES": 2**20, "_LARGEST_NBYTES": 2**21, "_FIELD_SHAPE": (16, 32, 32)}
+
+
+def set_amounts(amounts: dict[str, Any]) -> dict[str, Any]:
+    """On a worker: measure with other amounts; what they were."""
+    before = {name: getattr(measure, name) for name in amounts}
+    for name, value in amounts.items():
+        setattr(measure, name, value)
+    return before
+
+
+def staged(root: str) -> list[str]:
+    return [name for _, _, names in os.walk(Path(root) / "staging") for name in names if name != "lock"]
+
+
+def test_every_node_keeps_its_figures(three_nodes: Connection) -> None:
+    before = next(iter(three_nodes.client.run(set_amounts, SMALL).values()))
+    try:
+        found = gpuflow.calibrate(connection=three_nodes)
+    finally:
+        three_nodes.client.run(set_amounts, before)
+    kept = kept_calibrations(three_nodes)
+    assert list(found) == list(three_nodes.nodes()) == sorted(kept)
+    for node, one in kept.items():
+        assert isinstance(one, Calibration)
+        assert one.to_dict() == found[node]
+        threads = sum(worker["threads"] for worker in three_nodes.info()["workers"].values() if worker["node"] == node)
+        assert one.threads == threads
+    roots = [worker["root"] for worker in three_nodes.info()["workers"].values()]
+    assert not [name for root in roots for name in staged(root)]
+    assert kept_calibrations(NodesOnDisk(tuple(Path(root) for root in roots))) == kept
+
+
+def test_no_room(three_nodes: Connection) -> None:
+    before = next(iter(three_nodes.client.run(set_amounts, {"_PROBE_NBYTES": 2**50}).values()))
+    try:
+        with pytest.raises(StoreError, match="measuring needs"):
+            gpuflow.calibrate(connection=three_nodes)
+    finally:
+        three_nodes.client.run(set_amounts, before)
