@@ -24,6 +24,7 @@ from gpuflow.settings import scheduler_address, store_root
 T = TypeVar("T")
 
 _CONNECT_SECONDS = 10.0
+_MOMENT_SECONDS = 0.1  # a run asks a dozen times who is there, a round trip each
 _WORKERS_SECONDS = 90.0  # for all embedded workers to join: processes that import in parallel on few cores
 
 
@@ -34,6 +35,7 @@ class Connection:
 
     def __init__(self, client: Client, device: str, embedded: EmbeddedCluster | None = None) -> None:
         self.client, self.device, self.embedded = client, device, embedded
+        self._seen: tuple[float, dict[str, Any]] = (-_MOMENT_SECONDS, {})
         self._check()
 
     # -- what is there ----------------------------------------------------------------------------------------------------------
@@ -45,12 +47,16 @@ class Connection:
             address = self.client.scheduler_info(n_workers=0)["address"]
             hint = "start it with `gpuflow scheduler`, or `dask scheduler --preload gpuflow.cluster`"
             raise ClusterError(f"the scheduler at {address} has no gpuflow plugin", hint)
+        self._seen = time.monotonic(), answer
         return dict(answer)
 
     def nodes(self) -> dict[str, list[str]]:
-        """Addresses of the live workers of each node, by node id."""
+        """Addresses of the live workers of each node, by node id; as they were a moment ago, at most."""
+        asked, info = self._seen
+        if time.monotonic() - asked > _MOMENT_SECONDS:
+            info = self.info()
         found: dict[str, list[str]] = {}
-        for address, worker in sorted(self.info()["workers"].items()):
+        for address, worker in sorted(info["workers"].items()):
             found.setdefault(worker["node"], []).append(address)
         if not found:
             raise ClusterError("no node has joined the cluster", "start one with `gpuflow node --scheduler ADDRESS --root ROOT`")

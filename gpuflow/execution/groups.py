@@ -18,10 +18,10 @@ MOST_CHUNKS = 1024
 MOST_NBYTES = 256 * 2**20
 """Encoded bytes of a group, whatever its number of chunks: what one task may cost when it has to be done again."""
 MOST_SECONDS = 1.0
-LEAST_SECONDS = 0.02
+LEAST_SECONDS = 0.03
 """Of a task, by what its chunks are expected to take: from one sign of progress to the next, and against the cost of a task."""
 _FIRST_PER_SLOT = 2  # as many as the scheduler lets wait at a thread
-_FIRST_NBYTES = 8 * 2**20  # decoded: milliseconds for what is fast
+_FIRST_NBYTES = 32 * 2**20  # decoded: ten milliseconds for what is fast
 _PARTS = 8  # of a thread's share of what is left: the next task
 
 

@@ -24,7 +24,7 @@ from gpuflow.execution.tally import Failure, Tally
 
 logger = logging.getLogger(__name__)
 
-_LOOK_SECONDS = 0.002  # between looks at what has finished
+_LOOK_SECONDS = 0.05  # between looks at what has finished, where no end of a task gives the occasion
 _ASK_SECONDS = 1.0  # between questions to the scheduler about the run
 _TRIES = 3
 HOLDER_PATIENCE_SECONDS = 30.0
@@ -103,7 +103,8 @@ class Submission:
                 if more:
                     pending.update(self._submit(more))
                 if not batch_done:
-                    time.sleep(_LOOK_SECONDS)
+                    with pending.thread_condition:  # told of each future that ends
+                        pending.thread_condition.wait(_LOOK_SECONDS)
         except KeyboardInterrupt:
             self.outcome.interrupted = True
         finally:
