@@ -41,6 +41,7 @@ class Compiled:
         self._stages = stages(self.program)
         self._by_numpy = {self.program.instructions[call].name for stage in self._stages for call in stage.calls}
         self._layout = lru_cache(maxsize=16)(self._plan)
+        self._whole = lru_cache(maxsize=16)(self._find_whole)
         self._functions = lru_cache(maxsize=2)(partial(_functions, self.program))
         self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
 
@@ -60,21 +61,42 @@ class Compiled:
             out[...] = self(block, region)
             return out
         # Where a parameter does not vary, every part of a size is the same.
-        kept = tuple(
-            (part.start or 0, part.stop) if axis in self._axes else (0, block.shape[axis]) for axis, part in enumerate(region)
-        )
+        kept = tuple((part.start or 0, part.stop) if axis in self._axes else (0, 0) for axis, part in enumerate(region))
+        unfit = np.zeros(1, np.uint8)
+        whole = self._whole(block.shape, kept)
+        if whole is not None and block.flags.c_contiguous:
+            whole(unfit, _bits(block.reshape(-1)), _bits(out.reshape(-1)))
+        else:
+            self._in_tiles(block, kept, unfit, out)
+        if unfit[0]:
+            raise Unfit
+        return out
+
+    def _in_tiles(self, block: Block, kept: tuple[tuple[int, int], ...], unfit: Block, out: Block) -> None:
         layout = self._layout(block.shape, kept)
         functions = self._functions(layout.varying)
         flat, tile = out.reshape(-1), _TILE if self._by_numpy else block.size
-        unfit = np.zeros(1, np.uint8)
         with np.errstate(all="ignore"):
             for first, x in _pieces(block):
                 for start in range(0, x.size, tile):
                     part = x[start : start + tile]
                     self._run(functions, layout, first + start, unfit, part, flat[first + start : first + start + part.size])
-        if unfit[0]:
-            raise Unfit
-        return out
+
+    def _find_whole(
+        self, shape: tuple[int, ...], kept: tuple[tuple[int, int], ...]
+    ) -> Callable[[Block, Block, Block], None] | None:
+        """The one function that does it all for a contiguous block, of (unfit, flat block, flat out), if there is one: looked up once, as
+        for small chunks looking it up took longer than they did."""
+        code = self.program.instructions
+        if self._by_numpy or len(self._stages) != 1:
+            return None
+        stage = self._stages[0]
+        if [code[index].kind for index in stage.inputs] != ["load"] or len(stage.outputs) != 1:
+            return None
+        layout = self._layout(shape, kept)
+        (function,) = self._functions(layout.varying).values()
+        lines = [_bits(one) for index in stage.parameters for one in layout.parameters[code[index].number]]
+        return lambda unfit, x, out: function(0, layout.span, layout.period, unfit, x, out, *lines)
 
     def _plan(self, shape: tuple[int, ...], kept: tuple[tuple[int, int], ...]) -> Layout:
         parts = []

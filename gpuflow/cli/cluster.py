@@ -31,17 +31,17 @@ def node(
     scheduler: Annotated[str | None, typer.Option(help="The scheduler's address (or GPUFLOW_SCHEDULER).")] = None,
     root: Annotated[Path | None, typer.Option(help="Store root on this machine's local disk (or GPUFLOW_ROOT).")] = None,
     name: Annotated[str | None, typer.Option(help="Name of a new node (default: the host's name).")] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 shares out the cores.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
     host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
 ) -> None:
     """Run this machine as a node in the foreground: `dask worker --preload gpuflow.cluster`, started again when it ends."""
-    from gpuflow.cluster.launch import serve_node
+    from gpuflow.cluster.launch import serve_node, share_out
 
     address = scheduler or scheduler_address()
     if address is None:
         raise ClusterError("the scheduler's address is missing", "give --scheduler tcp://HOST:8786, or set GPUFLOW_SCHEDULER")
-    options = ["--nworkers", str(workers), "--no-dashboard"]
-    options += ["--nthreads", str(threads or max(1, len(os.sched_getaffinity(0)) // workers))]
+    processes, share = share_out(workers=workers)
+    options = ["--nworkers", str(processes), "--nthreads", str(threads or share), "--no-dashboard"]
     options += ["--host", host] if host else []
     serve_node(address, root or store_root(), options, name)

@@ -123,9 +123,9 @@ def connect(
 ) -> Connection:
     """Connect to the cluster at `address` (`tcp://host:port`; default `GPUFLOW_SCHEDULER`), or start an embedded one.
 
-    An embedded cluster has a scheduler and `workers` worker processes (default 1) on each of `nodes` nodes on this machine (default: as
-    many as its root holds, at least 1). Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes have roots below
-    it. device: auto | cpu | cuda. ClusterError and StoreError say what is wrong and what to do."""
+    An embedded cluster has a scheduler and `workers` processes (default: `launch.share_out`) on each of `nodes` nodes of this machine
+    (default: as many as its root holds, at least 1). Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes
+    have roots below it. device: auto | cpu | cuda. ClusterError and StoreError say what is wrong and what to do."""
     chosen = select_device(device)
     address = address or scheduler_address()
     if address is None:

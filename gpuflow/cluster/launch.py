@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from distributed.deploy.utils import nprocesses_nthreads
+
 from gpuflow.errors import ClusterError, StoreError
 from gpuflow.storage.node import NodeStore
 
@@ -132,15 +134,25 @@ def tail(log: Path | None, lines: int = 4) -> str:
     return ": " + " | ".join(line.strip() for line in text) if text else ""
 
 
+def share_out(nodes: int = 1, workers: int | None = None) -> tuple[int, int]:
+    """(worker processes, threads of each) on each of `nodes` nodes of this machine; workers: as many processes as that.
+
+    As Dask shares out cores: a process a core on small machines, since threads of one process wait for each other's Python (two of them
+    take twice as long over small chunks as two processes), and some threads in each on large ones."""
+    cores = max(1, len(os.sched_getaffinity(0)) // nodes)
+    workers = workers or nprocesses_nthreads(cores)[0]
+    return workers, max(1, cores // workers)
+
+
 class EmbeddedCluster:
     """A scheduler and worker processes on this machine, for as long as this object (or this process) lives."""
 
     def __init__(self, root: Path, nodes: int = 1, workers: int | None = None) -> None:
-        """`nodes` store roots (see `node_roots`), each with `workers` processes (default 1); the cores are shared out as threads."""
+        """`nodes` store roots (see `node_roots`), each with `workers` processes (default: see `share_out`)."""
         if nodes < 1 or (workers is not None and workers < 1):
             raise ClusterError(f"a cluster of {nodes} nodes with {workers} workers each cannot be", "use numbers from 1 up")
-        self._roots, self._per_node = node_roots(root, nodes), workers or 1
-        self._threads = max(1, len(os.sched_getaffinity(0)) // (nodes * self._per_node))
+        self._roots = node_roots(root, nodes)
+        self._per_node, self._threads = share_out(nodes, workers)
         for number, node_root in enumerate(self._roots):
             # Opened here first: an unusable root is an error of the caller's, not of a child process.
             NodeStore(node_root, name=f"node{number}").close()

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from distributed.system import MEMORY_LIMIT
 
 from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.launch import share_out
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.sizes import stored_sizes
 from gpuflow.pipelines.memory import Prediction, WorkerRoom, check, need_to_map, need_to_read
@@ -35,10 +36,9 @@ def rooms(nodes: Nodes) -> list[WorkerRoom]:
     """Every worker with what it may use. Without a cluster: those of the embedded one that a run would start."""
     if not isinstance(nodes, Connection):
         count = max(1, len(nodes.each_node(_node_id)))
-        cores = len(os.sched_getaffinity(0))
-        threads = max(1, cores // count)
-        nbytes = int(MEMORY_LIMIT * min(1, threads / cores) * _PAUSE)
-        return [WorkerRoom("a worker", threads, nbytes)] * count
+        workers, threads = share_out(count)
+        nbytes = int(MEMORY_LIMIT * min(1, threads / len(os.sched_getaffinity(0))) * _PAUSE)
+        return [WorkerRoom("a worker", threads, nbytes)] * (count * workers)
     known = nodes.info()["workers"]
     machines = Counter(urlsplit(address).hostname for address in known)
     return [

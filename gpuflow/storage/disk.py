@@ -101,11 +101,13 @@ def read_file(path: Path) -> bytes:
 
 def read_into(path: str | Path, nbytes: int, buffer: Buffer) -> memoryview[int] | None:
     """The bytes of `path` in `buffer`; None when they are not `nbytes` many. FileNotFoundError when it is not there."""
-    memory = buffer.bytes(nbytes + 1)  # a byte more than there should be, to see that there is none
+    memory = buffer.bytes(
+        nbytes + 1
+    )  # a byte more than there should be, to see that there is none: only an end cuts a read short
     descriptor = os.open(path, os.O_RDONLY)
     try:
         position = 0
-        while position <= nbytes and (part := os.preadv(descriptor, [memory[position:].data], position)):
+        while position < nbytes and (part := os.preadv(descriptor, [memory[position:].data], position)):
             position += part
     finally:
         os.close(descriptor)

@@ -69,8 +69,7 @@ def _is_alone(descriptor: int) -> bool:
     """Whether the file is open nowhere else: only then the kernel grants a write lease."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # were it opened just now: a signal that is ignored, not SIGIO
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)  # until it is closed
     except OSError:  # it is open elsewhere, or the file system has no leases
         return False
     return True

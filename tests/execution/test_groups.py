@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpuflow.cluster.messages import ChunkGroup
-from gpuflow.execution.groups import MOST_CHUNKS, MOST_NBYTES, MOST_SECONDS, Cutter, by_holders, in_turn, part_of
+from gpuflow.execution.groups import LEAST_SECONDS, MOST_CHUNKS, MOST_NBYTES, MOST_SECONDS, Cutter, by_holders, in_turn, part_of
 
 
 def group_of(count: int, nbytes: int = 1) -> ChunkGroup:
@@ -75,7 +75,7 @@ def test_slow_chunks_come_in_small_tasks_and_quick_ones_in_large() -> None:
 def test_the_last_tasks_are_a_small_part_of_a_thread_s_share() -> None:
     cutter = Cutter(group_of(256), 2)
     sizes = [len(group.chunks) for group in (*cutter.first(), *cutter.rest(0.003))]
-    assert max(sizes[-2:]) <= 7
+    assert max(sizes[-2:]) * 0.003 <= LEAST_SECONDS
     assert len(sizes) < 40
 
 
