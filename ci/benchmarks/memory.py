@@ -32,7 +32,7 @@ from gpuflow.storage.record import DatasetRecord
 steps = [{"standardize": {"mean": 280.0, "std": 12.0}}, {"clip": [-3, 3]}, {"cast": "float16"}]
 spec = from_dict({"source": "a", "steps": steps, "output": "b"})
 metadata = ArrayMetadata.create((4, 4), (4, 4), np.dtype("float32"))
-compile_for(DatasetRecord("a", arrays={"data": metadata.document}), "data", spec.steps)
+compile_for(DatasetRecord("a", arrays={"data": metadata.document}), "data", spec.steps, "numba")
 """
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.cli.test_main_job import PHOTOS, free_port, gpuflow
+from tests.helpers import read_embedded
 
 
 def test_no_such_source(tmp_path: Path) -> None:
@@ -119,6 +120,27 @@ def test_a_full_disk_loses_nothing_and_names_the_root(tmp_path: Path, small_disk
     subprocess.run(["mount", "-o", "remount,size=40m", small_disk], check=True)
     gpuflow("ingest", tmp_path / "a.npy", "big", "--chunk-samples", 1, root=small_disk / "root")
     assert "ready" in gpuflow("datasets", root=small_disk / "root")
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_group_changed_in_place(tmp_path: Path, small_disk: Path) -> None:
+    """Each chunk is as it was or as it is to be, and the next run does the rest, none of them twice."""
+    root = small_disk / "root"
+    values = np.random.default_rng(0).normal(size=(16, 16384))  # 128 KiB a chunk, 2 MiB in all
+    np.save(tmp_path / "a.npy", values)
+    gpuflow("ingest", tmp_path / "a.npy", "field", "--chunk-samples", 1, root=root)
+    pipeline = tmp_path / "p.yaml"
+    pipeline.write_text("source: field\nsteps: [{map: x * 2}]\noutput: {in_place: true}\n")
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 700_000))
+    shown = gpuflow("run", pipeline, root=root, status=1)
+    assert "disk is full" in shown
+    chunks = read_embedded(root, "field", "data")
+    doubled = (chunks == 2 * values).all(axis=1)
+    np.testing.assert_array_equal(chunks[~doubled], values[~doubled])
+    assert not doubled.all()
+    filler.unlink()
+    gpuflow("run", pipeline, root=root)
+    np.testing.assert_array_equal(read_embedded(root, "field", "data"), 2 * values)
 
 
 def test_no_scheduler_there(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -108,3 +109,21 @@ def test_a_plan_says_which_codecs_are_slow(three_nodes: Connection, tmp_path: Pa
     assert "data: codec chain sharding_indexed(sharding_indexed(bytes)) goes through zarr-python, slow" in shown.get()
     assert run_pipeline(three_nodes, Pipeline("slow-codecs").map("x * 2").to("slow-codecs-out").spec).status == "done"
     assert np.array_equal(read_back(roots_of(three_nodes), "slow-codecs-out", "data"), VALUES * 2)
+
+
+def test_a_shard_whose_index_lies_is_named_and_the_others_go_on(three_nodes: Connection, tmp_path: Path) -> None:
+    """It came so from its source: its digest is right, what it says of itself is not."""
+    path = tmp_path / "lying"
+    zarr.create_array(path, data=np.tile(VALUES, (2, 1, 1)), shards=(5, 256, 512), chunks=(1, 256, 512), compressors=None)
+    shard = path / "c" / "0" / "0" / "0"
+    data = bytearray(shard.read_bytes())
+    index = np.frombuffer(data[-5 * 16 - 4 : -4], "<u8").copy()
+    index[2] = len(data)  # the second inner chunk begins where the file ends
+    data[-5 * 16 - 4 :] = index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
+    shard.write_bytes(data)
+    ingest_source(three_nodes, open_source(path), "lying")
+    receipt = run_pipeline(three_nodes, Pipeline("lying").map("x * 2").to("lying-out").spec).to_dict()
+    (failure,) = receipt["failures"]
+    assert failure["chunk"] == "lying/data/c/0/0/0"
+    assert "the index of the shard puts inner chunk 1 at" in failure["error"]
+    assert receipt["chunks"]["done"] == receipt["chunks"]["total"] - 1
