@@ -7,6 +7,7 @@ after a crash. Several processes may have one root open; nothing here knows of a
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -281,11 +282,21 @@ class NodeStore:
         """Write the chunk's bytes beside the tree. durable: they are to be committed so, and are on their way to the disk from now on.
         StoreError when there is no room; nothing is left behind then."""
         with store_errors(self.root):
-            spare = self._over_spare(data, durable)
-            if spare is None:
-                spare = self.writer.temporary()
-                write_file(spare, data, durable=False, soon=durable)
-        return Staged(replica, spare, replaces)
+            try:
+                temporary = self._write(data, durable)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self.spares.drop():
+                    raise
+                temporary = self._write(data, durable)
+        return Staged(replica, temporary, replaces)
+
+    def _write(self, data: bytes | memoryview, durable: bool) -> str:
+        spare = self._over_spare(data, durable)
+        if spare is not None:
+            return spare
+        temporary = self.writer.temporary()
+        write_file(temporary, data, durable=False, soon=durable)
+        return temporary
 
     def _over_spare(self, data: bytes | memoryview, durable: bool) -> str | None:
         """A spare file that now holds `data`, if there is one and nobody else has it."""

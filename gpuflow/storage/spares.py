@@ -36,6 +36,14 @@ class Spares:
             self._nbytes += nbytes
             return True
 
+    def drop(self) -> bool:
+        """Delete them all, for want of room on the disk. Whether there were any."""
+        with self._lock:
+            files, self._files, self._nbytes = self._files, [], 0
+        for path, _ in files:
+            os.unlink(path)
+        return bool(files)
+
     def take(self) -> str | None:
         """The one that was given last, as its pages are the most likely to be in the cache."""
         with self._lock:

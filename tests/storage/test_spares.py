@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def test_a_file_with_another_name_stays_as_it_is(store: NodeStore, tmp_path: Pat
     for generation in (2, 3, 4):
         store.commit([stage(store, chunk, generation) for chunk in (0, 1)])
     assert (tmp_path / "snapshot").read_bytes() == content(0, 1)
+
+
+def test_spares_make_room_on_a_full_disk(store: NodeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.commit([stage(store, 0, 2), stage(store, 1, 2)])
+    write = os.write
+
+    def until_there_is_room(descriptor: int, data: memoryview) -> int:
+        if len(list(store.writer.folder.iterdir())) > 2:  # the lock, and what is written now
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", until_there_is_room)
+    item = stage(store, 2, 2)
+    monkeypatch.undo()
+    store.commit([item])
+    assert store.read("d", ARRAY, 2)[1] == content(2, 2)
+    assert store.spares.take() == item.temporary
 
 
 def test_spares_go_with_their_writer(store: NodeStore) -> None:
