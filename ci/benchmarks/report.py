@@ -41,6 +41,7 @@ class Report:
 
     unit: str
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    ratios: dict[str, float] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -53,17 +54,21 @@ class Report:
     def ratio(self, job: str, side: str, other: str) -> float:
         """Median over the rounds of the ratio within each round."""
         pairs = zip(self.samples[job][side], self.samples[job][other], strict=True)
-        return median(mine / theirs for mine, theirs in pairs)
+        value = self.ratios[f"{job}: {side} / {other}"] = median(mine / theirs for mine, theirs in pairs)
+        return value
 
     def check(self, name: str, value: float, relation: str, bound: float) -> None:
         self.checks.append(Check(name, value, relation, bound))
 
     def to_dict(self) -> dict[str, Any]:
-        jobs = {
-            job: {side: {"median": median(values), "min": min(values), "max": max(values)} for side, values in sides.items()}
-            for job, sides in self.samples.items()
-        }
-        return {"unit": self.unit, **jobs, "checks": [check.to_dict() for check in self.checks], "notes": self.notes}
+        """`{job: {side: median}, spread: {job: {side: [least, most]}}, ratios: {...}, checks: [...]}`."""
+        sides = [(job, side, values) for job, sides in self.samples.items() for side, values in sides.items()]
+        medians: dict[str, dict[str, float]] = {job: {} for job in self.samples}
+        spread: dict[str, dict[str, list[float]]] = {job: {} for job in self.samples}
+        for job, side, values in sides:
+            medians[job][side], spread[job][side] = median(values), [min(values), max(values)]
+        checks = [check.to_dict() for check in self.checks]
+        return {"unit": self.unit, **medians, "spread": spread, "ratios": self.ratios, "checks": checks, "notes": self.notes}
 
     def show(self) -> None:
         sides = sorted({side for job in self.samples.values() for side in job}, key=self._first_seen)
