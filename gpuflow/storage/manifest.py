@@ -334,10 +334,9 @@ class Manifest:
         """The array's number in this file; -1, which no row has, when it is not known and not to be created.
 
         Looked up each time: another process may remove the dataset. A number is never used again."""
-        if create:
-            with self._sqlite_errors():
-                self._connection.execute("INSERT OR IGNORE INTO array (dataset, path) VALUES (?, ?)", (dataset, array))
         rows = self._rows("SELECT id FROM array WHERE dataset = ? AND path = ?", dataset, array)
+        if create and not rows:  # within a transaction, so nobody is faster
+            rows = self._rows("INSERT INTO array (dataset, path) VALUES (?, ?) RETURNING id", dataset, array)
         return int(rows[0][0]) if rows else -1
 
     @contextmanager
