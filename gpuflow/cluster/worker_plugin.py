@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ class NodeRuntime:
 
     def __init__(self, worker: Worker, store: NodeStore) -> None:
         self.worker, self.store, self.slots = worker, store, Slots()
+        self.committer = ThreadPoolExecutor(worker.state.nthreads, thread_name_prefix="commit")  # threads that wait for the disk
         self.sent: Counter[str] = Counter()  # run -> chunk bytes that left this worker
         self._serving = asyncio.Semaphore(_SERVED_AT_ONCE)
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from gpuflow.cluster.messages import ChunkGroup
@@ -25,7 +26,10 @@ from gpuflow.storage.record import DatasetRecord
 
 logger = logging.getLogger(__name__)
 
-_GROUP_NBYTES = 64 * 2**20  # staged bytes that are committed together: enough to share an fsync, little to do again after a crash
+_GROUP_NBYTES = 64 * 2**20  # staged bytes that are committed together: little to do again after a crash
+_DURABLE_NBYTES = (
+    16 * 2**20
+)  # the same where the disk is waited for, meanwhile the next ones are computed: enough to share an fsync
 
 
 class Job(Protocol):
@@ -78,6 +82,7 @@ class Lane:
     kernel: Kernel | None = None
     """What the job's steps were compiled to, once it has been looked up."""
     _staged_nbytes: int = 0
+    _under_way: tuple[list[Staged], Callable[[], None]] | None = None
 
     @property
     def store(self) -> NodeStore:
@@ -173,14 +178,33 @@ class Lane:
         """Queue a staged replica for the group's commit."""
         self.staged.append(staged)
         self._staged_nbytes += staged.replica.nbytes
-        if self._staged_nbytes >= _GROUP_NBYTES:
-            self.flush()
+        if self._staged_nbytes >= (_DURABLE_NBYTES if self.durable else _GROUP_NBYTES):
+            self._begin_commit()
+
+    def _begin_commit(self) -> None:
+        """Commit what is staged: durably beside this thread, which has to wait for the commit before it, so that no more than two are in
+        hand; else at once, as there is nothing to wait for."""
+        self._end_commit()
+        staged, self.staged, self._staged_nbytes = self.staged, [], 0
+        if not staged:
+            return
+        commit = partial(self.store.commit, staged, durable=self.durable)
+        self._under_way = staged, self.runtime.committer.submit(commit).result if self.durable else commit
+        if not self.durable:
+            self._end_commit()
 
     def flush(self) -> None:
-        """Commit what is staged, and tell the scheduler."""
-        staged, self.staged, self._staged_nbytes = self.staged, [], 0
+        """Commit what is staged, and wait until all is committed."""
+        self._begin_commit()
+        self._end_commit()
+
+    def _end_commit(self) -> None:
+        """Wait for the commit that is under way, count what came of it, and tell the scheduler."""
+        if self._under_way is None:
+            return
+        (staged, outcome), self._under_way = self._under_way, None
         with self.tally.timed("commit"):
-            committed = self._commit(staged)
+            committed = self._committed(staged, outcome)
         names: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
         for replica in committed:
             chunks, generations = names.setdefault((replica.dataset, replica.array), ([], []))
@@ -191,10 +215,10 @@ class Lane:
         if committed:
             self.runtime.announce([(*name, *columns) for name, columns in names.items()], (0, 0.0))
 
-    def _commit(self, staged: list[Staged]) -> list[Replica]:
+    def _committed(self, staged: list[Staged], outcome: Callable[[], None]) -> list[Replica]:
         """The replicas that are now current: all or none. Those that one stale chunk held up are tried again without it."""
         try:
-            self.store.commit(staged, durable=self.durable)
+            outcome()
             return [item.replica for item in staged]
         except StaleChunk as stale:
             for item in staged:
