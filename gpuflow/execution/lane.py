@@ -1,4 +1,4 @@
-"""What a Dask task does with its group of chunks, on the worker: each chunk through the job, then one commit for the group.
+"""What a Dask task does with its group of chunks, on the worker: each chunk through the job, and commits of many at a time.
 
 A chunk that fails is recorded and the others go on. A task returns counts and digests, never arrays."""
 
