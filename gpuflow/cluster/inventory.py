@@ -1,39 +1,48 @@
 """Which nodes hold the newest generation of each chunk.
 
-Pure and rebuilt from the nodes' reports. Two compact columns an array (holder-set number, generation): 8 bytes a chunk."""
+Pure and rebuilt from the nodes' reports. Two compact columns an array (holder-set number, generation): 8 bytes a chunk, whatever the
+number of nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Column = NDArray[np.uint32]
+from gpuflow.datasets.holders import Column, HolderSets, newest_wins
+
 ArrayName = tuple[str, str]  # (dataset, path of the array)
+
+_ROWS_AT_ONCE = 2**18
+"""Of a report: what merging it takes beside the columns stays at some megabytes, in the processor's cache."""
 
 
 class Inventory:
     """Grows with what is reported. Reports are idempotent and may come in any order."""
 
     def __init__(self) -> None:
-        self._sets: list[frozenset[str]] = [frozenset()]
-        self._numbers: dict[frozenset[str], int] = {frozenset(): 0}
+        self._sets = HolderSets()
         self._columns: dict[ArrayName, tuple[Column, Column]] = {}
 
     def report(self, node: str, array: ArrayName, chunks: Column, generations: Column) -> None:
-        """`node` holds `chunks` at `generations`. A newer generation takes the place of the older one's holders."""
+        """`node` holds `chunks`, each named once, at `generations`. A newer generation takes the place of the older one's holders."""
         if not len(chunks):
             return
-        holders, newest = self._grown(array, int(chunks.max()) + 1)
-        known = newest[chunks]
-        newer, equal = generations > known, generations == known
-        holders[chunks[newer]] = self._number(frozenset([node]))
-        newest[chunks[newer]] = generations[newer]
-        for number in np.unique(holders[chunks[equal]]):
-            joined = self._number(self._sets[number] | {node})
-            same = chunks[equal]
-            holders[same[holders[same] == number]] = joined
+        columns = self._grown(array, int(chunks.max()) + 1)
+        for start in range(0, len(chunks), _ROWS_AT_ONCE):
+            part = slice(start, start + _ROWS_AT_ONCE)
+            rows = chunks[part]
+            known = columns[0][rows], columns[1][rows]
+            _, (columns[0][rows], columns[1][rows]) = newest_wins(self._sets, node, known, generations[part])
+
+    def withdraw(self, node: str, array: ArrayName, chunks: Iterable[int]) -> None:
+        """`node` turned out not to hold `chunks`. What generation the newest is stays known, so that an older replica, reported later,
+        does not pass for it."""
+        if array in self._columns:
+            holders, _ = self._columns[array]
+            rows = np.unique(np.fromiter(chunks, np.int64))
+            rows = rows[(rows >= 0) & (rows < len(holders))]
+            holders[rows] = self._sets.left(holders[rows], node)
 
     def drop(self, dataset: str) -> None:
         """Forget a dataset that was removed; a new one of its name begins at generation 1 again."""
@@ -41,27 +50,29 @@ class Inventory:
 
     def holders(self, array: ArrayName, chunks: Iterable[int]) -> list[frozenset[str]]:
         """Holder set of each of `chunks`; empty for one nobody reported."""
-        holders, _ = self._columns.get(array, (np.zeros(0, np.uint32), None))
-        return [self._sets[holders[chunk]] if 0 <= chunk < len(holders) else frozenset() for chunk in chunks]
+        return [self._sets[number] for number in self._holder_numbers(array, chunks).tolist()]
 
     def common_holders(self, array: ArrayName, chunks: Iterable[int]) -> frozenset[str]:
         """Nodes that hold every one of `chunks`."""
-        sets = set(self.holders(array, chunks))
+        sets = [self._sets[number] for number in np.unique(self._holder_numbers(array, chunks))]
         return frozenset.intersection(*sets) if sets else frozenset()
 
+    def _holder_numbers(self, array: ArrayName, chunks: Iterable[int]) -> Column:
+        rows = np.fromiter(chunks, np.int64)
+        found = np.zeros(len(rows), np.uint32)
+        if array in self._columns:
+            holders, _ = self._columns[array]
+            known = (rows >= 0) & (rows < len(holders))
+            found[known] = holders[rows[known]]
+        return found
+
     def _grown(self, array: ArrayName, size: int) -> tuple[Column, Column]:
-        columns = self._columns.get(array)
-        if columns is None or len(columns[0]) < size:
-            old = columns or (np.zeros(0, np.uint32), np.zeros(0, np.uint32))
-            room = max(size, 2 * len(old[0])) if len(old[0]) else size
-            columns = (np.zeros(room, np.uint32), np.zeros(room, np.uint32))
+        """The columns with room for `size` chunks. What is not yet written of them takes no memory: zeros come from the system lazily."""
+        columns = self._columns.get(array, (np.zeros(0, np.uint32), np.zeros(0, np.uint32)))
+        if len(columns[0]) < size:
+            room = max(size, len(columns[0]) * 5 // 4)
+            old, columns = columns, (np.zeros(room, np.uint32), np.zeros(room, np.uint32))
             for new, previous in zip(columns, old, strict=True):
                 new[: len(previous)] = previous
             self._columns[array] = columns
         return columns
-
-    def _number(self, nodes: frozenset[str]) -> int:
-        if nodes not in self._numbers:
-            self._numbers[nodes] = len(self._sets)
-            self._sets.append(nodes)
-        return self._numbers[nodes]

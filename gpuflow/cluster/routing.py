@@ -6,25 +6,30 @@ estimated to cost more than shipping its bytes. The estimates come from measured
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from heapq import heapify, heappop, heappush
+from itertools import islice
+
+from gpuflow.cluster.rates import Rates
 
 DEPTH = 2
 """Tasks in a worker's hands per thread: one runs, one is there when it ends (490 against 313 us of scheduler time at 4 and 32)."""
 
-_FIRST_COMPUTE = 200e6  # decoded bytes/s until a task of the run has been measured: zstd decode and encode on one core
-_FIRST_TRANSFER = 500e6  # bytes/s until a transfer has been measured: the lower of the loopback figures for plain sends
-_TRANSFER_LATENCY_SECONDS = 0.002  # a locate and a fetch: two round trips of 384 us and their scheduling
-_WEIGHT = 0.3  # of the newest measurement in the moving averages
-_MARGIN_TASKS = 3
-"""Shipping must gain more than this many task times: estimates are no better, and what the margin costs at the end of a skewed run is as
-many tasks, which are small (see execution.groups)."""
-_MARGIN_SECONDS = 0.05
-"""At the least: a process that the operating system lets wait for a moment is no hot node."""
-_EQUAL_SHARES, _SLOW_SHARE = 1.25, 0.5
-"""Where two nodes were given equal shares, the one that is behind must be behind by this part of what the other has done before its chunks
+_MARGIN_TASKS, _MARGIN_SECONDS = 0.5, 0.01
+"""What shipping must gain, in task times and at the least, where a node was given more than another or is slower: the task that runs
+there is half done on average, and an estimate of a few milliseconds is none."""
+_EVEN_MARGIN_TASKS, _EVEN_MARGIN_SECONDS = 3, 0.05
+"""The same where two nodes were given equal shares and are as fast: a process that the operating system lets wait for a moment is no hot
+node."""
+_EQUAL_SHARES, _BEHIND = 1.25, 0.5
+"""Of two such nodes, the one that is behind must be behind by the second figure, as a part of what the other has done, before its chunks
 move: on a healthy cluster that is noise, and shipping for noise is how locality is lost."""
+_LOOKED_AT = 4
+"""Queues that a thread without work looks at, the longest first: with 1,000 nodes, each at all of them would be a million."""
 
 LOCAL, HOT_NODE = "local", "hot_node"
 
@@ -62,36 +67,6 @@ class Release:
 
 
 @dataclass(slots=True)
-class Rates:
-    """Measured costs as moving averages."""
-
-    transfer: float = 1 / _FIRST_TRANSFER
-    compute: dict[str, float] = field(default_factory=dict)
-
-    def compute_seconds(self, task: Waiting) -> float:
-        """Expected seconds of a task."""
-        return task.work * self.compute_rate(task.run)
-
-    def compute_rate(self, run: str) -> float:
-        """Expected seconds per unit of work of `run`."""
-        return self.compute.get(run, 1 / _FIRST_COMPUTE)
-
-    def transfer_seconds(self, nbytes: int) -> float:
-        """Expected seconds to ship `nbytes` to another node."""
-        return _TRANSFER_LATENCY_SECONDS + nbytes * self.transfer
-
-    def computed(self, task: Waiting, seconds: float) -> None:
-        """A task took `seconds`."""
-        rate = seconds / max(task.work, 1)
-        self.compute[task.run] = (1 - _WEIGHT) * self.compute.get(task.run, rate) + _WEIGHT * rate
-
-    def transferred(self, nbytes: int, seconds: float) -> None:
-        """`nbytes` were shipped in `seconds`."""
-        if nbytes:
-            self.transfer = (1 - _WEIGHT) * self.transfer + _WEIGHT * seconds / nbytes
-
-
-@dataclass(slots=True)
 class _Queue:
     """Parked tasks with the same holders, in the order in which they came. work: their work by run, kept up so that a look at the
     backlog does not cost a pass over the tasks (with 10^5 of them that was 22 ms a look)."""
@@ -120,10 +95,12 @@ class Router:
     def __init__(self) -> None:
         self.rates = Rates()
         self._queues: dict[frozenset[str], _Queue] = {}  # none is empty
+        self._of_node: dict[str, dict[frozenset[str], None]] = {}  # node -> those of the queues that are local to it
         self._waiting: dict[object, Waiting] = {}
         self._parked: Counter[str] = Counter()  # run -> its parked tasks
         self._flying: dict[object, tuple[Waiting, str]] = {}  # released and not finished: task, node it went to
-        self._shares: dict[tuple[str, str], float] = {}  # (run, node) -> work that is local to it, as it was parked
+        self._hands: dict[str, Counter[str]] = {}  # node -> run -> work that is on its way there
+        self._shares: dict[str, Counter[frozenset[str]]] = {}  # run -> holders -> work that is local to them, as it was parked
         self._done: dict[tuple[str, str], float] = {}  # (run, node) -> work that it has finished
 
     @property
@@ -143,33 +120,43 @@ class Router:
     def park(self, task: Waiting) -> None:
         """Queue `task` behind those with the same holders. Parking a task again moves it to where it now belongs."""
         if task.key not in self._waiting and task.key not in self._flying:
-            for node in task.holders:
-                self._shares[task.run, node] = self._shares.get((task.run, node), 0.0) + task.work / len(task.holders)
+            self._shares.setdefault(task.run, Counter())[task.holders] += task.work
         self.discard(task.key)
         self._waiting[task.key] = task
         self._parked[task.run] += 1
-        self._queues.setdefault(task.holders, _Queue()).add(task)
+        if task.holders not in self._queues:
+            self._queues[task.holders] = _Queue()
+            for node in task.holders:
+                self._of_node.setdefault(node, {})[task.holders] = None
+        self._queues[task.holders].add(task)
 
     def discard(self, key: object) -> None:
         """Forget a task that ended in whatever way."""
         if key in self._waiting:
             self._take(self._waiting[key])
-        self._flying.pop(key, None)
+        elif key in self._flying:
+            task, node = self._flying.pop(key)
+            self._hands[node][task.run] -= task.work
+            if not self._hands[node][task.run]:
+                del self._hands[node][task.run]
+            if not self._hands[node]:
+                del self._hands[node]
 
     def finished(self, key: object, seconds: float) -> None:
         """A released task ended well after `seconds` of work."""
         if key in self._flying:
             task, node = self._flying[key]
-            self.rates.computed(task, seconds)
+            shipping = 0.0 if node in task.holders else self.rates.transfer_seconds(task.nbytes)
+            self.rates.computed(task.run, node, task.work, max(seconds - shipping, 0.0))
             self._done[task.run, node] = self._done.get((task.run, node), 0.0) + task.work
         self.discard(key)
 
     def ended(self, run: str) -> None:
         """Forget what was learned for `run`."""
-        self.rates.compute.pop(run, None)
-        for known in (self._shares, self._done):
-            for key in [key for key in known if key[0] == run]:
-                del known[key]
+        self.rates.ended(run)
+        self._shares.pop(run, None)
+        for key in [key for key in self._done if key[0] == run]:
+            del self._done[key]
 
     def stranded(self, live: Iterable[str]) -> list[object]:
         """Parked tasks none of whose holders is among the `live` nodes."""
@@ -177,83 +164,21 @@ class Router:
         return [key for holders, queue in self._queues.items() if not holders & alive for key in queue.tasks]
 
     def release(self, workers: Sequence[WorkerView]) -> list[Release]:
-        """What to start now. Ties go to the worker with the fewest tasks, then to the smaller address."""
-        load = {worker.address: worker.processing for worker in workers}
-        released = self._release_local(workers, load)
-        return released + self._ship(workers, load)
+        """What to start now. Ties go to the worker with the fewest tasks, then to the smaller address.
 
-    def _release_local(self, workers: Sequence[WorkerView], load: dict[str, int]) -> list[Release]:
-        released = []
-        by_node: dict[str, list[WorkerView]] = {}
-        for worker in workers:
-            by_node.setdefault(worker.node, []).append(worker)
-        for node in sorted(by_node):
-            queues = sorted((h for h in self._queues if node in h), key=lambda h: (len(h), sorted(h)))
-            for holders in queues:  # what only this node can do comes before what others could do too
-                while holders in self._queues:
-                    worker = min(by_node[node], key=lambda w: (load[w.address] / w.threads, w.address))
-                    if load[worker.address] >= DEPTH * worker.threads:
-                        break
-                    released.append(self._send(self._queues[holders].first(), worker, load, LOCAL))
-        return released
+        A thread's first task comes before another's second one, wherever it lies, and among equals what is local comes first."""
+        if not self._waiting:
+            return []
+        look = _Look(self, workers)
+        for depth in range(1, DEPTH + 1):
+            look.release_local(depth)
+            look.ship(depth)
+        return look.released
 
-    def _ship(self, workers: Sequence[WorkerView], load: dict[str, int]) -> list[Release]:
-        """Work for threads that have none, from the queue that would take longest."""
-        released: list[Release] = []
-        live = {worker.node for worker in workers}
-        threads: dict[str, int] = {}
-        for worker in workers:
-            threads[worker.node] = threads.get(worker.node, 0) + worker.threads
-        idle = [worker for worker in workers for _ in range(load[worker.address], worker.threads)]
-        if not idle or not self._waiting:
-            return released
-        backlog = self._backlog()
-        for worker in sorted(idle, key=lambda w: (load[w.address], w.address)):
-            worth = {
-                holders: gain
-                for holders, seconds in backlog.items()
-                if holders & live and worker.node not in holders and (gain := self._gain(holders, seconds, worker, threads)) > 0
-            }
-            if not worth:
-                continue
-            holders = max(worth, key=lambda holders: (worth[holders], sorted(holders)))
-            task = self._queues[holders].last()
-            backlog[holders] -= self.rates.compute_seconds(task)
-            released.append(self._send(task, worker, load, HOT_NODE))
-            if holders not in self._queues:
-                del backlog[holders]
-        return released
-
-    def _gain(self, holders: frozenset[str], backlog: float, worker: WorkerView, threads: Mapping[str, int]) -> float:
-        """Seconds by which the last task of a queue would begin earlier on `worker`, less what that has to be worth."""
-        task = self._queues[holders].last()
-        if not task.movable:
-            return 0.0
-        own = self.rates.compute_seconds(task)
-        wait = (backlog - own) / sum(threads.get(node, 0) for node in holders)
-        gain = wait - self.rates.transfer_seconds(task.nbytes) - max(_MARGIN_TASKS * own, _MARGIN_SECONDS)
-        share = sum(self._shares.get((task.run, node), 0.0) / threads[node] for node in sorted(holders) if node in threads)
-        if share > _EQUAL_SHARES * self._shares.get((task.run, worker.node), 0.0) / threads[worker.node]:
-            return gain
-        done = self._done.get((task.run, worker.node), 0.0) / threads[worker.node]
-        return gain - _SLOW_SHARE * own * done / max(task.work, 1)
-
-    def _backlog(self) -> dict[frozenset[str], float]:
-        """Seconds of work queued at each holder set, with what its nodes already have in hand."""
-        flying: dict[str, float] = {}
-        for task, node in self._flying.values():
-            flying[node] = flying.get(node, 0.0) + self.rates.compute_seconds(task)
-        return {
-            holders: sum(work * self.rates.compute_rate(run) for run, work in queue.work.items())
-            + sum(flying.get(node, 0.0) for node in sorted(holders))
-            for holders, queue in self._queues.items()
-        }
-
-    def _send(self, task: Waiting, worker: WorkerView, load: dict[str, int], reason: str) -> Release:
+    def _send(self, task: Waiting, node: str) -> None:
         self._take(task)
-        self._flying[task.key] = (task, worker.node)
-        load[worker.address] += 1
-        return Release(task.key, worker.address, reason)
+        self._flying[task.key] = (task, node)
+        self._hands.setdefault(node, Counter())[task.run] += task.work
 
     def _take(self, task: Waiting) -> None:
         """Out of its queue, which goes with its last task."""
@@ -265,3 +190,173 @@ class Router:
         queue.remove(task)
         if not queue.tasks:
             del self._queues[task.holders]
+            for node in task.holders:
+                del self._of_node[node][task.holders]
+                if not self._of_node[node]:
+                    del self._of_node[node]
+
+
+class _Look:
+    """One look at the cluster: the workers as they are, and what this look has already given them."""
+
+    def __init__(self, router: Router, workers: Sequence[WorkerView]) -> None:
+        self.router, self.workers = router, workers
+        self.released: list[Release] = []
+        self.room = [worker for worker in workers if worker.processing < DEPTH * worker.threads]
+        self.load = {worker.address: worker.processing for worker in self.room}
+        self.by_node: dict[str, list[WorkerView]] = {}  # those with room
+        for worker in self.room:
+            self.by_node.setdefault(worker.node, []).append(worker)
+        self._busy: dict[str, float] = {}
+        self._known_shares: dict[str, defaultdict[str, float]] = {}
+
+    @cached_property
+    def threads(self) -> Counter[str]:
+        """Of each live node."""
+        threads: Counter[str] = Counter()
+        for worker in self.workers:
+            threads[worker.node] += worker.threads
+        return threads
+
+    # -- local ----------------------------------------------------------------------------------------------------------------------
+
+    def release_local(self, depth: int) -> None:
+        """Give every thread up to `depth` tasks whose chunks are there."""
+        for node in sorted(self.by_node):
+            while (holders := self._next_queue(node)) is not None:
+                worker = min(self.by_node[node], key=lambda w: (self.load[w.address] / w.threads, w.address))
+                if self.load[worker.address] >= depth * worker.threads:
+                    break
+                task = self.router._queues[holders].first()
+                if depth > 1 and self._leave_to_others(task, node):
+                    break
+                self._send(task, worker, LOCAL)
+
+    def _next_queue(self, node: str) -> frozenset[str] | None:
+        """What only this node can do comes before what others could do too; and that in which the others would be the latest."""
+        queues = self.router._of_node.get(node)
+        if not queues:
+            return None
+        if len(queues) == 1:
+            return next(iter(queues))
+        fewest = min(map(len, queues))
+        equal = sorted((holders for holders in queues if len(holders) == fewest), key=sorted)
+        return max(equal, key=lambda holders: self._others_wait(holders, node)) if len(equal) > 1 else equal[0]
+
+    def _others_wait(self, holders: frozenset[str], node: str) -> float:
+        """Infinite when there are no others."""
+        return min((self.busy(other) for other in holders if other != node and other in self.threads), default=math.inf)
+
+    def _leave_to_others(self, task: Waiting, node: str) -> bool:
+        """Whether a slow node has what it can do, now that faster ones have nothing of their own: what is in its hands is not shipped."""
+        rates, run = self.router.rates, task.run
+        if not task.movable or not rates.is_below_average(run, node):  # which costs less to ask
+            return False
+        return any(rates.is_slower(run, node, other) for other in self._without_own)
+
+    @cached_property
+    def _without_own(self) -> list[str]:
+        """Live nodes to which no parked task is local."""
+        return [node for node in self.threads if node not in self.router._of_node]
+
+    # -- shipped --------------------------------------------------------------------------------------------------------------------
+
+    def ship(self, depth: int) -> None:
+        """Tasks for threads that have less than `depth` and nothing local: the last of the queue that would take longest."""
+        free = [worker for worker in self.room if worker.node not in self.router._of_node]
+        hungry = [worker for worker in free for _ in range(self.load[worker.address], depth * worker.threads)]
+        for worker in sorted(hungry, key=lambda w: (self.load[w.address] / w.threads, w.address)):
+            for holders in islice(self._longest(), _LOOKED_AT):
+                task = self.router._queues[holders].last()
+                if self._gain(task, self._wait(holders), worker) > 0:
+                    self._send(task, worker, HOT_NODE)
+                    break
+
+    def _wait(self, holders: frozenset[str]) -> float:
+        """Seconds until the first of the holders has done all that is queued for it."""
+        return min(self.busy(node) for node in holders if node in self.threads)
+
+    @cached_property
+    def _by_wait(self) -> list[tuple[float, list[str], frozenset[str]]]:
+        """A heap of the queues that have a live holder, the longest wait first. Waits only get shorter while this look ships."""
+        heap = [(-self._wait(h), sorted(h), h) for h in self.router._queues if not self.threads.keys().isdisjoint(h)]
+        heapify(heap)
+        return heap
+
+    def _longest(self) -> Iterator[frozenset[str]]:
+        """Queues for which shipping could pay, the longest wait first. The heap is as before when the iterator is closed, without those
+        that are empty."""
+        seen, heap = [], self._by_wait
+        try:
+            while heap and -heap[0][0] > _MARGIN_SECONDS:
+                known, names, holders = heappop(heap)
+                if holders not in self.router._queues:
+                    continue
+                if -self._wait(holders) > known:  # it has become shorter
+                    heappush(heap, (-self._wait(holders), names, holders))
+                    continue
+                seen.append((known, names, holders))
+                if self.router._queues[holders].last().movable:
+                    yield holders
+        finally:
+            for item in seen:
+                heappush(heap, item)
+
+    def _gain(self, task: Waiting, wait: float, worker: WorkerView) -> float:
+        """Seconds by which a task would end earlier on `worker` than on its holders, which would end it in `wait` seconds, less what
+        that has to be worth."""
+        rates = self.router.rates
+        own = task.work * rates.compute_rate(task.run, worker.node)
+        gain = wait - rates.transfer_seconds(task.nbytes) - own
+        second = self.load[worker.address] >= worker.threads
+        if self._has_reason(task, worker):
+            delay = max(self.busy(worker.node), own) if second else 0.0
+            return gain - delay - max(_MARGIN_TASKS * own, _MARGIN_SECONDS)
+        done = self.router._done.get((task.run, worker.node), 0.0) / self.threads[worker.node]
+        behind = _BEHIND * own * done / max(task.work, 1)
+        return 0.0 if second else gain - behind - max(_EVEN_MARGIN_TASKS * own, _EVEN_MARGIN_SECONDS)
+
+    def _has_reason(self, task: Waiting, worker: WorkerView) -> bool:
+        """Whether the holders are behind the worker's node because they have more to do, or are slower; else it is noise."""
+        run, shares = task.run, self._shares(task.run)
+        live = [node for node in task.holders if node in self.threads]
+        share = sum(shares[node] for node in sorted(live)) / len(live)
+        more = share > _EQUAL_SHARES * shares[worker.node]
+        return more or all(self.router.rates.is_slower(run, node, worker.node) for node in live)
+
+    def _shares(self, run: str) -> Mapping[str, float]:
+        """Work for each thread of a live node, had every node done its part of what was local to it from the start."""
+        if run not in self._known_shares:
+            shares = self._known_shares[run] = defaultdict(float)
+            for holders, work in self.router._shares.get(run, Counter()).items():
+                for node in holders:
+                    if node in self.threads:
+                        shares[node] += self._part(holders, work, node)
+        return self._known_shares[run]
+
+    # -- how busy a node is -----------------------------------------------------------------------------------------------------------
+
+    def busy(self, node: str) -> float:
+        """Seconds until a live node has done what it has in hand and its part of what is queued for it."""
+        if node not in self._busy:
+            router, rate = self.router, self.router.rates.compute_rate
+            seconds = sum(work * rate(run, node) for run, work in router._hands.get(node, {}).items()) / self.threads[node]
+            for holders in router._of_node.get(node, ()):
+                for run, work in router._queues[holders].work.items():
+                    seconds += rate(run, node) * self._part(holders, work, node)
+            self._busy[node] = seconds
+        return self._busy[node]
+
+    def _part(self, holders: frozenset[str], work: float, node: str) -> float:
+        """What of `work` that is local to `holders` falls to a thread of one of them; the dead ones do nothing."""
+        return work / sum(holder in self.threads for holder in holders) / self.threads[node]
+
+    def _send(self, task: Waiting, worker: WorkerView, reason: str) -> None:
+        rate = self.router.rates.compute_rate
+        for node in task.holders & self._busy.keys():
+            self._busy[node] -= rate(task.run, node) * self._part(task.holders, task.work, node)
+        if worker.node in self._busy:
+            self._busy[worker.node] += rate(task.run, worker.node) * task.work / self.threads[worker.node]
+        self.router._send(task, worker.node)
+        self.load[worker.address] += 1
+        self.released.append(Release(task.key, worker.address, reason))

@@ -29,6 +29,7 @@ from gpuflow.settings import routing_mode
 logger = logging.getLogger(__name__)
 
 PARKED = frozenset({"gpuflow://parked"})
+_NOTHING: Mapping[str, int] = {}
 _LOOK_AGAIN_SECONDS = 0.02  # while threads idle beside parked tasks, or nothing runs that could end; completions look at once
 
 
@@ -180,10 +181,11 @@ class GpuflowPlugin(SchedulerPlugin):
         self._timer = None
         workers = self._views()
         self._count_idle(workers)
-        released = {} if self.broken else {r.key: "processing" for r in self.router.release(workers) if self._pin(r)}
+        released = [] if self.broken else [release for release in self.router.release(workers) if self._pin(release)]
         if released:
-            self.scheduler.transitions(released, stimulus_id=f"gpuflow-release-{time.time()}")
-        self._count_idle(self._views())
+            states = {release.key: "processing" for release in released}
+            self.scheduler.transitions(states, stimulus_id=f"gpuflow-release-{time.time()}")
+            self._count_idle(workers, Counter(release.worker for release in released))
         if self._idle_since is not None or self.router.stalled:
             self._kick(_LOOK_AGAIN_SECONDS)
 
@@ -204,13 +206,14 @@ class GpuflowPlugin(SchedulerPlugin):
             if state is not None and state.status == Status.running
         ]
 
-    def _count_idle(self, workers: list[WorkerView]) -> None:
+    def _count_idle(self, workers: list[WorkerView], given: Mapping[str, int] = _NOTHING) -> None:
+        """Count the time since the last look, and remember how many threads idle now. given: tasks since `workers` were looked at."""
         now = time.monotonic()
         if self._idle_since is not None:
             since, threads, runs = self._idle_since
             for run in runs:
                 self.idle_seconds[run] += threads * (now - since) / len(runs)
-        idle = sum(max(worker.threads - worker.processing, 0) for worker in workers)
+        idle = sum(max(worker.threads - worker.processing - given.get(worker.address, 0), 0) for worker in workers)
         runs = self.router.waiting_runs() if idle else set()
         self._idle_since = (now, idle, runs) if runs else None
 

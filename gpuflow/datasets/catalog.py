@@ -4,7 +4,7 @@ Pure functions over what `Nodes` answers; a `Nodes` is a cluster's connection, o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow.datasets.holders import Column, HolderSets, newest_wins
 from gpuflow.errors import NotFound
 from gpuflow.storage.manifest import REPLICA_DTYPE
 from gpuflow.storage.node import NodeStore
@@ -112,13 +113,15 @@ def _replicas(store: NodeStore, dataset: str, array: str) -> NDArray[Any]:
 class ChunkTable:
     """The newest generation of every chunk of one array.
 
-    rows: (chunks,) REPLICA_DTYPE, generation 0 where no node has the chunk. held: (chunks, nodes) bool, columns in the order of `nodes`."""
+    rows: (chunks,) REPLICA_DTYPE, generation 0 where no node has the chunk. holders: (chunks,) numbers of `sets`, which are sets of
+    nodes out of `nodes`."""
 
     nodes: tuple[str, ...]
     rows: NDArray[Any]
-    held: NDArray[np.bool_]
+    holders: Column
+    sets: HolderSets
 
-    @property
+    @cached_property
     def present(self) -> NDArray[np.bool_]:
         """Whether some node has the chunk, in any generation."""
         return np.asarray(self.rows["generation"] > 0)
@@ -126,13 +129,16 @@ class ChunkTable:
     @cached_property
     def holder_sets(self) -> list[frozenset[str]]:
         """Holders of each chunk."""
-        patterns, inverse = np.unique(self.held, axis=0, return_inverse=True)
-        sets = [frozenset(node for node, holds in zip(self.nodes, pattern, strict=True) if holds) for pattern in patterns]
-        return [sets[number] for number in inverse.reshape(-1)]
+        return [self.sets[number] for number in self.holders.tolist()]
 
-    def chunks_by_node(self) -> dict[str, int]:
-        """Number of chunks that each node holds at the newest generation."""
-        return {node: int(count) for node, count in zip(self.nodes, self.held.sum(axis=0), strict=True)}
+    def chunks_by_node(self, chunks: Sequence[int] | None = None) -> dict[str, int]:
+        """Number of chunks, of all or of `chunks`, that each node holds at the newest generation."""
+        counts = dict.fromkeys(self.nodes, 0)
+        numbers = self.holders if chunks is None else self.holders[np.array(chunks, np.int64)]
+        for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+            for node in self.sets[number]:
+                counts[node] += int(count)
+        return counts
 
 
 def chunk_table(nodes: Nodes, dataset: str, array: str, count: int) -> ChunkTable:
@@ -142,15 +148,14 @@ def chunk_table(nodes: Nodes, dataset: str, array: str, count: int) -> ChunkTabl
 
 def merge(reports: Mapping[str, NDArray[Any]], count: int) -> ChunkTable:
     """Newest generation wins; nodes that have it at the same generation hold it together. Pure."""
-    names = tuple(sorted(reports))
+    sets, holders = HolderSets(), np.zeros(count, np.uint32)
     rows = np.zeros(count, dtype=REPLICA_DTYPE)
     rows["chunk"] = np.arange(count)
-    held = np.zeros((count, len(names)), dtype=bool)
-    for column, name in enumerate(names):
-        report = reports[name][reports[name]["chunk"] < count]
+    for node in sorted(reports):
+        report = reports[node]
+        report = report[report["chunk"] < count] if len(report) and report["chunk"].max() >= count else report
         chunks = report["chunk"]
-        newer = report["generation"] > rows["generation"][chunks]
+        known = holders[chunks], rows["generation"][chunks]
+        newer, (holders[chunks], _) = newest_wins(sets, node, known, report["generation"])
         rows[chunks[newer]] = report[newer]
-        held[chunks[newer]] = False
-        held[chunks, column] = report["generation"] == rows["generation"][chunks]
-    return ChunkTable(names, rows, held)
+    return ChunkTable(tuple(sorted(reports)), rows, holders, sets)

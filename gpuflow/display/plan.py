@@ -25,7 +25,6 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
     arrays = {}
     for part in chunks:
         array = part.array
-        held = part.table.held[list(part.pending)].sum(axis=0)
         arrays[array.path] = {
             "steps": [] if array.carried else steps_as_data(array.steps),
             "carried": array.carried,
@@ -41,7 +40,7 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
             },
             "chunk_nbytes": array.source.chunk_nbytes,
             "read_nbytes": part.pending_nbytes,
-            "by_node": {node: int(count) for node, count in zip(part.table.nodes, held, strict=True) if count},
+            "by_node": {node: count for node, count in part.table.chunks_by_node(part.pending).items() if count},
         }
     target = f"{plan.source.name} in place" if plan.spec.output.in_place else plan.target
     details = {

@@ -6,6 +6,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets.catalog import ChunkTable
@@ -64,8 +66,8 @@ class Run:
         threads: dict[str, int] = {}
         for worker in self.connection.info()["workers"].values():
             threads[worker["node"]] = threads.get(worker["node"], 0) + worker["threads"]
-        keys = [table.holder_sets[chunk] for chunk in chunks]
-        slots = {key: sum(threads.get(node, 0) for node in key) for key in set(keys)}
+        keys = table.holders[np.array(chunks, np.int64)].tolist()  # numbers of holder sets
+        slots = {key: sum(threads.get(node, 0) for node in table.sets[key]) for key in set(keys)}
         grouped = by_holders(chunks, keys, slots, sum(threads.values()))
         return [
             Batch(

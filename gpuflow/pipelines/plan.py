@@ -15,7 +15,7 @@ import numpy as np
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
-from gpuflow.pipelines.fingerprint import fingerprint, recipe
+from gpuflow.pipelines.fingerprint import fingerprint, recipes
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.steps.base import ArraySpec, MomentsRequest, Step, StepError
 from gpuflow.steps.registry import STEPS
@@ -235,15 +235,11 @@ class ChunkPlan:
 
 def plan_chunks(array: ArrayPlan, made_by: str, source: ChunkTable, target: ChunkTable | None) -> ChunkPlan:
     """Compare recipes. target: what is there of the output; None in place, where a chunk carries what it was made from."""
-    pending, lost = [], []
-    rows = source.rows
-    there = {} if target is None else {int(i): target.rows["recipe"][i].tobytes() for i in np.flatnonzero(target.present)}
-    for chunk in range(array.source.grid.size):
-        if target is None and recipe(made_by, rows["inputs"][chunk].tobytes()) == rows["recipe"][chunk].tobytes():
-            continue
-        if not source.present[chunk]:
-            lost.append(chunk)
-        elif target is None or there.get(chunk) != recipe(made_by, rows["digest"][chunk].tobytes()):
-            pending.append(chunk)
-    newest = (source if target is None else target).rows["generation"].tolist()
-    return ChunkPlan(array, made_by, source, tuple(pending), tuple(lost), newest)
+    rows, there = source.rows, source if target is None else target
+    done = source.present & there.present
+    made = np.flatnonzero(done)
+    wanted = recipes(made_by, rows["inputs" if target is None else "digest"][made])
+    done[made] = there.rows["recipe"][made] == wanted
+    pending, lost = np.flatnonzero(source.present & ~done), np.flatnonzero(~source.present)
+    newest = there.rows["generation"].tolist()
+    return ChunkPlan(array, made_by, source, tuple(pending.tolist()), tuple(lost.tolist()), newest)

@@ -27,6 +27,8 @@ class Simulation:
     reasons: Counter[str] = field(default_factory=Counter)
     by_node: Counter[str] = field(default_factory=Counter)
     log: list[Release] = field(default_factory=list)
+    slow: Mapping[str, float] = field(default_factory=dict)
+    """How much longer a task takes on a node than on the others."""
 
     def run(self, tasks: list[Waiting]) -> float:
         """Makespan of the tasks."""
@@ -46,7 +48,9 @@ class Simulation:
                 while queued[node] and running[node] < threads:
                     task = queued[node].pop(0)
                     running[node] += 1
-                    cost = self.seconds(task) + (0.0 if node in task.holders else LATENCY + task.nbytes / TRANSFER)
+                    cost = self.seconds(task) * self.slow.get(node, 1.0) + (
+                        0.0 if node in task.holders else LATENCY + task.nbytes / TRANSFER
+                    )
                     heapq.heappush(events, (self.now + cost, next(numbers), node, task, cost))
             idle = any(running[node] < threads for node, threads in self.threads.items())
             if idle and self.router.waiting and (not events or events[0][0] > self.now + LOOK_AGAIN):

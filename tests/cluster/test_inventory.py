@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from gpuflow.cluster import inventory as module
 from gpuflow.cluster.inventory import Inventory
 
 ARRAYS = [("a", "x"), ("a", "y"), ("b", "x")]
@@ -86,3 +88,69 @@ def test_growing_chunk_by_chunk_takes_at_most_twice_the_room(count: int) -> None
         tell(inventory, ("n0", ("a", "x"), {chunk: 1}))
     assert sum(column.nbytes for column in inventory._columns["a", "x"]) <= 16 * count
     assert inventory.common_holders(("a", "x"), range(count)) == {"n0"}
+
+
+def test_a_large_report_is_merged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS_AT_ONCE", 7)
+    inventory = Inventory()
+    tell(inventory, ("n0", ("a", "x"), {chunk: 1 + chunk % 3 for chunk in range(50)}))
+    tell(inventory, ("n1", ("a", "x"), dict.fromkeys(range(0, 50, 2), 2)))
+    for chunk, holders in enumerate(inventory.holders(("a", "x"), range(50))):
+        told = {"n0": 1 + chunk % 3, **({"n1": 2} if chunk % 2 == 0 else {})}
+        assert holders == {node for node, generation in told.items() if generation == max(told.values())}
+
+
+def test_a_thousand_nodes_take_no_more_room_than_one() -> None:
+    inventory = Inventory()
+    for number in range(1000):
+        tell(inventory, (f"n{number}", ("a", "x"), dict.fromkeys(range(number, 10000, 1000), 1)))
+    assert sum(column.nbytes for column in inventory._columns["a", "x"]) <= 10 * 10_000
+    assert inventory.common_holders(("a", "x"), [7, 1007, 9007]) == {"n7"}
+
+
+@pytest.mark.parametrize("chunk", [2**31, 2**32 - 1])
+def test_numbers_beyond_signed_integers(chunk: int) -> None:
+    assert Inventory().holders(("a", "x"), [chunk]) == [frozenset()]
+
+
+class Columns(RuleBasedStateMachine):
+    """The inventory against a dict: (array, chunk) -> (newest generation, holders)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inventory = Inventory()
+        self.known: dict[tuple[tuple[str, str], int], tuple[int, frozenset[str]]] = {}
+
+    nodes = st.sampled_from(["n0", "n1", "n2"])
+    arrays = st.sampled_from(ARRAYS)
+
+    @rule(node=nodes, array=arrays, rows=st.dictionaries(st.integers(0, 20), st.integers(1, 3)))
+    def report(self, node: str, array: tuple[str, str], rows: dict[int, int]) -> None:
+        tell(self.inventory, (node, array, rows))
+        for chunk, generation in rows.items():
+            newest, holders = self.known.get((array, chunk), (0, frozenset()))
+            if generation >= newest:
+                joined = holders | {node} if generation == newest else frozenset({node})
+                self.known[array, chunk] = (generation, joined)
+
+    @rule(node=nodes, array=arrays, chunks=st.lists(st.integers(-1, 60), max_size=5))
+    def withdraw(self, node: str, array: tuple[str, str], chunks: list[int]) -> None:
+        self.inventory.withdraw(node, array, chunks)
+        for chunk in chunks:
+            newest, holders = self.known.get((array, chunk), (0, frozenset()))
+            self.known[array, chunk] = (newest, holders - {node})
+
+    @rule(dataset=st.sampled_from(["a", "b"]))
+    def drop(self, dataset: str) -> None:
+        self.inventory.drop(dataset)
+        self.known = {key: value for key, value in self.known.items() if key[0][0] != dataset}
+
+    @invariant()
+    def says_the_same(self) -> None:
+        for array in ARRAYS:
+            want = [self.known.get((array, chunk), (0, frozenset()))[1] for chunk in range(25)]
+            assert self.inventory.holders(array, range(25)) == want
+
+
+TestColumns = Columns.TestCase
+TestColumns.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)

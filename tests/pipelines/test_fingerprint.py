@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gpuflow.pipelines import fingerprint as module
-from gpuflow.pipelines.fingerprint import fingerprint, recipe
+from gpuflow.pipelines.fingerprint import fingerprint, recipe, recipes
 from gpuflow.pipelines.pipeline import Pipeline
 
 plain = st.recursive(
@@ -83,3 +84,9 @@ def test_a_recipe_depends_on_both(made_by: bytes, inputs: bytes, other: bytes) -
     assert len(recipe(made_by.hex(), inputs)) == 16
     assert recipe(made_by.hex(), inputs) != recipe(made_by.hex(), other)
     assert recipe(inputs.hex(), made_by) != recipe(other.hex(), made_by)
+
+
+@given(st.binary(min_size=16, max_size=16), st.lists(st.binary(min_size=16, max_size=16)))
+def test_many_recipes_at_once(made_by: bytes, inputs: list[bytes]) -> None:
+    found = recipes(made_by.hex(), np.array(inputs, "V16"))
+    assert found.tolist() == [recipe(made_by.hex(), each) for each in inputs]
