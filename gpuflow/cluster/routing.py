@@ -19,10 +19,10 @@ from gpuflow.cluster.rates import Rates
 DEPTH = 2
 """Tasks in a worker's hands per thread: one runs, one is there when it ends (490 against 313 us of scheduler time at 4 and 32)."""
 
-_MARGIN_TASKS, _MARGIN_SECONDS = 0.5, 0.01
+_MARGIN_TASKS, _MARGIN_SECONDS = 0.5, 0.05
 """What shipping must gain, in task times and at the least, where a node was given more than another or is slower: the task that runs
 there is half done on average, and an estimate of a few milliseconds is none."""
-_EVEN_MARGIN_TASKS, _EVEN_MARGIN_SECONDS = 3, 0.05
+_EVEN_MARGIN_TASKS, _EVEN_MARGIN_SECONDS = 3, 0.25
 """The same where two nodes were given equal shares and are as fast: a process that the operating system lets wait for a moment is no hot
 node."""
 _EQUAL_SHARES, _BEHIND = 1.25, 0.5

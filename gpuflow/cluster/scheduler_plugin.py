@@ -29,6 +29,9 @@ from gpuflow.settings import routing_mode
 logger = logging.getLogger(__name__)
 
 PARKED = frozenset({"gpuflow://parked"})
+_CHUNK_WORK = (
+    2**20
+)  # what a chunk costs whatever its size, as so many decoded bytes: else one of 42 bytes makes all others look slow
 _NOTHING: Mapping[str, int] = {}
 _LOOK_AGAIN_SECONDS = 0.02  # while threads idle beside parked tasks, or nothing runs that could end; completions look at once
 
@@ -153,7 +156,7 @@ class GpuflowPlugin(SchedulerPlugin):
     def _park(self, key: Any) -> None:
         if self.routing == "late":
             group = self.groups[key]
-            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, group.work, group.movable))
+            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, _work(group), group.movable))
 
     def _stuck(self) -> list[Any]:
         """Strict mode's tasks that no worker may take."""
@@ -356,3 +359,8 @@ def _group_of(run_spec: Any) -> ChunkGroup | None:
 
 def _compute_seconds(startstops: Iterable[Mapping[str, Any]]) -> float:
     return float(sum(part["stop"] - part["start"] for part in startstops if part["action"] == "compute"))
+
+
+def _work(group: ChunkGroup) -> int:
+    """What the time of a task is proportional to."""
+    return group.work + _CHUNK_WORK * len(group.chunks)
