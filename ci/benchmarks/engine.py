@@ -10,11 +10,9 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from numcodecs import LZ4, Blosc, Zstd
 import gpuflow
 from ci.benchmarks import ceiling
 from ci.benchmarks.report import Report, interleave
+from ci.benchmarks.scratch import folder
 from gpuflow.cluster.connection import Connection
 from gpuflow.objectstore.ingest import remove_dataset
 from gpuflow.pipelines.load import from_dict
@@ -49,15 +48,6 @@ def zarr_codecs(name: str) -> Any:
 
     blosc = BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1)
     return {"raw": None, "zstd": ZstdCodec(level=1), "lz4": numcodecs.zarr3.LZ4(), "blosc": blosc}[name]
-
-
-@contextmanager
-def folder(given: Path | None) -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="gpuflow-bench-", dir=given))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made)
 
 
 def make_source(base: Path, codec: str, chunks: int) -> Path:

@@ -17,8 +17,9 @@ import zarr
 from distributed import Worker
 
 import gpuflow
-from ci.benchmarks.engine import NBYTES, SHAPE, folder, make_source
+from ci.benchmarks.engine import NBYTES, SHAPE, make_source
 from ci.benchmarks.report import Report
+from ci.benchmarks.scratch import folder
 from gpuflow.pipelines.load import from_dict
 
 READY = """

@@ -26,7 +26,8 @@ import zarr
 
 import gpuflow
 from ci.benchmarks.report import Report, interleave
-from ci.benchmarks.routing import Unrouted, folder, lay
+from ci.benchmarks.routing import Unrouted, lay
+from ci.benchmarks.scratch import folder
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.launch import end_process, scheduler_command, start_process, worker_command
 from gpuflow.execution import passes

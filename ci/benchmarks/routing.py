@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -26,6 +24,7 @@ import numpy as np
 
 import gpuflow
 from ci.benchmarks.report import Report, interleave
+from ci.benchmarks.scratch import folder
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.launch import node_roots
 from gpuflow.datasets.catalog import chunk_table
@@ -94,15 +93,6 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sides", nargs="+", choices=["groups", "anywhere", "strict"], default=["groups", "anywhere", "strict"])
     parser.add_argument("--netns", action="store_true", help="also over shaped links between network namespaces (root)")
     parser.add_argument("--folder", type=Path, default=None, help="where the stores are made (default: a temporary folder)")
-
-
-@contextmanager
-def folder(given: Path | None) -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="gpuflow-bench-", dir=given))
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made)
 
 
 # -- data ---------------------------------------------------------------------------------------------------------------------------

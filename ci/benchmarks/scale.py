@@ -22,8 +22,8 @@ from distributed import Future, Scheduler, Worker
 from distributed.protocol import dumps, loads
 
 import gpuflow
-from ci.benchmarks.engine import folder
 from ci.benchmarks.report import Report
+from ci.benchmarks.scratch import folder
 from ci.benchmarks.simulation import Result, Scenario, Simulation
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.launch import node_roots

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.backends.operations import DType
+from gpuflow.backends.program import Program
 
 Block = NDArray[Any]
 Region = tuple[slice, ...]
+
+
+class BlockKernel(ABC):
+    """What the backends' kernels have in common: `program`, and `dtypes`, in and out."""
+
+    program: Program
+    dtypes: tuple[DType, DType]
+
+    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
+        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`.
+
+        Unfit when a value fails a check; `block` is then as it was."""
+        out = checked(block, region, out, self.dtypes)
+        if block.size and self.program.checks and np.may_share_memory(block, out):
+            out[...] = self(block, region)
+        elif block.size:
+            self._fill(out, block, region)
+        return out
+
+    @abstractmethod
+    def _fill(self, out: Block, block: Block, region: Region) -> None:
+        """Compute `out`, which overlaps `block` only where there are no checks, or is it. Neither is empty."""
 
 
 def checked(block: Block, region: Region, out: Block | None, dtypes: tuple[DType, DType]) -> Block:

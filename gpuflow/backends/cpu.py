@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuflow.backends.block import Block, Region, checked
+from gpuflow.backends.block import Block, BlockKernel, Region
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.layout import Layout, plan
 from gpuflow.backends.operations import DType, NotExpressible, Unfit
@@ -29,7 +29,7 @@ _TILE = 2**15
 """Elements that pass through all stages at a time: 128 KiB of float32, so that a few of them stay in the second-level cache."""
 
 
-class Compiled:
+class Compiled(BlockKernel):
     """A program as compiled functions. Safe in threads; compiles on the first call, or loads what another process compiled."""
 
     def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...]) -> None:
@@ -50,16 +50,7 @@ class Compiled:
         left = ", ".join(sorted(self._by_numpy))
         return "one pass" + (f", with {left} by NumPy in tiles" if left else "")
 
-    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
-        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`.
-
-        Unfit when a value fails a check; `block` is then as it was."""
-        out = checked(block, region, out, self.dtypes)
-        if not block.size:
-            return out
-        if self.program.checks and np.may_share_memory(block, out):
-            out[...] = self(block, region)
-            return out
+    def _fill(self, out: Block, block: Block, region: Region) -> None:
         # Where a parameter does not vary, every part of a size is the same.
         kept = tuple((part.start or 0, part.stop) if axis in self._axes else (0, 0) for axis, part in enumerate(region))
         unfit = np.zeros(1, np.uint8)
@@ -70,7 +61,6 @@ class Compiled:
             self._in_tiles(block, kept, unfit, out)
         if unfit[0]:
             raise Unfit
-        return out
 
     def _in_tiles(self, block: Block, kept: tuple[tuple[int, int], ...], unfit: Block, out: Block) -> None:
         layout = self._layout(block.shape, kept)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuflow.backends.block import Block, Region, checked
+from gpuflow.backends.block import Block, BlockKernel, Region
 from gpuflow.backends.cpu import TOLERANCE_ULP as _NUMPY_ULP
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.operations import DType, NotExpressible, Unfit
@@ -39,7 +39,7 @@ def find_device(name: str) -> str:
     return name
 
 
-class Compiled:
+class Compiled(BlockKernel):
     """A program on tensors. Safe in threads."""
 
     def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...], device: str = "cpu") -> None:
@@ -60,18 +60,8 @@ class Compiled:
         """How it runs."""
         return f"by Torch on {self.device}"
 
-    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
-        """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`.
-
-        Unfit when a value fails a check; `block` is then as it was."""
-        out = checked(block, region, out, self.dtypes)
-        if not block.size:
-            return out
-        if self.program.checks and np.may_share_memory(block, out):
-            out[...] = self(block, region)
-            return out
+    def _fill(self, out: Block, block: Block, region: Region) -> None:
         self.compute(_shared(block).to(self.device), region, torch.from_numpy(out))
-        return out
 
     def compute(self, x: Tensor, region: Region, out: Tensor) -> None:
         """The same on tensors. x: on the kernel's device; out: anywhere, of the dtype that NumPy calls the same."""

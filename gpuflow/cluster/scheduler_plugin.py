@@ -29,9 +29,8 @@ from gpuflow.settings import routing_mode
 logger = logging.getLogger(__name__)
 
 PARKED = frozenset({"gpuflow://parked"})
-_CHUNK_WORK = (
-    2**20
-)  # what a chunk costs whatever its size, as so many decoded bytes: else one of 42 bytes makes all others look slow
+_CHUNK_WORK = 2**20
+"""What a chunk costs whatever its size, as so many decoded bytes: else one of 42 bytes makes all others look slow."""
 _NOTHING: Mapping[str, int] = {}
 _LOOK_AGAIN_SECONDS = 0.02  # while threads idle beside parked tasks, or nothing runs that could end; completions look at once
 

@@ -39,9 +39,4 @@ def stored_sizes(nodes: Nodes, dataset: str, arrays: Sequence[str]) -> dict[str,
 
 
 def _sizes(store: NodeStore, dataset: str, arrays: Sequence[str]) -> dict[str, StoredSizes]:
-    found = {}
-    for array in arrays:
-        nbytes = store.manifest.replicas(dataset, array)["nbytes"]
-        full = int((nbytes > 0).sum())
-        found[array] = StoredSizes(full, len(nbytes) - full, int(nbytes.sum()), int(nbytes.max(initial=0)))
-    return found
+    return {array: StoredSizes(*store.manifest.sizes(dataset, array)) for array in arrays}

@@ -185,6 +185,13 @@ class Manifest:
         )
         return np.array(rows, dtype=REPLICA_DTYPE)
 
+    def sizes(self, dataset: str, array: str) -> tuple[int, int, int, int]:
+        """Of the replicas of an array: how many have bytes, how many have none, their bytes in all, and those of the largest."""
+        columns = "TOTAL(nbytes > 0), TOTAL(nbytes = 0), TOTAL(nbytes), IFNULL(MAX(nbytes), 0)"
+        rows = self._rows(f"SELECT {columns} FROM replica WHERE array = ?", self._array_id(dataset, array))
+        full, empty, total, largest = (int(value) for value in rows[0])
+        return full, empty, total, largest
+
     def changes(self, since: int) -> tuple[int, dict[tuple[str, str], tuple[NDArray[np.uint32], NDArray[np.uint32]]]]:
         """(newest sequence number, {(dataset, array): (chunks, generations)}) of the replicas committed after `since`.
 

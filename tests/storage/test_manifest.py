@@ -132,6 +132,13 @@ def test_replicas_are_one_table(manifest: Manifest) -> None:
     assert manifest.replicas("d", "none").dtype == REPLICA_DTYPE
 
 
+def test_sizes_of_an_array(manifest: Manifest) -> None:
+    assert manifest.sizes("d", ARRAY) == (0, 0, 0, 0)
+    _commit(manifest, new_replica(0, 1, b"four"), new_replica(1, 1, b"seven b"), new_replica(2, 1, b""))
+    assert manifest.sizes("d", ARRAY) == (2, 1, 11, 7)
+    assert manifest.sizes("d", "none") == (0, 0, 0, 0)
+
+
 def test_a_damaged_replica_shows_no_recipe(manifest: Manifest) -> None:
     replica = new_replica(0, 1)
     _commit(manifest, replica)
