@@ -29,7 +29,7 @@ from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.launch import node_roots
 from gpuflow.datasets.catalog import chunk_table
 from gpuflow.execution.groups import in_turn, part_of
-from gpuflow.execution.lane import Job, Lane, run_group
+from gpuflow.execution.lane import Job, Lane
 from gpuflow.execution.passes import Run
 from gpuflow.execution.submit import Batch, Outcome, Silent, Submission
 from gpuflow.storage.disk import digest
@@ -157,13 +157,8 @@ class Singles(Submission):
 class Unrouted(Submission):
     """Under keys that gpuflow's scheduler plugin leaves alone: Dask decides where a task runs."""
 
-    def _submit(self, work: Sequence[tuple[Any, Job, int]]) -> list[Any]:
-        keys = [f"anywhere-{self._run}-{self._number + i}" for i in range(len(work))]
-        self._number += len(work)
-        self._work.update(zip(keys, work, strict=True))
-        groups, jobs = [group for group, _, _ in work], [job for _, job, _ in work]
-        futures: list[Any] = self._connection.client.map(run_group, groups, jobs, key=keys, pure=False, retries=0)
-        return futures
+    def _key(self, number: int) -> Any:
+        return f"anywhere-{self._run}-{number}"
 
 
 class Anywhere(Singles, Unrouted):

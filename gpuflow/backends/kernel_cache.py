@@ -5,12 +5,16 @@ else it is the user's cache, and when that cannot be written, a temporary folder
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import logging
 import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -36,10 +40,20 @@ def _load(digest: str, source: str) -> ModuleType:
     path = folder(os.environ.get("GPUFLOW_CACHE"), os.environ.get("XDG_CACHE_HOME")) / f"kernel_{digest}.py"
     try:
         _write_once(path, source)
-        return _run(path, source, cached=True)
+        with _alone(path):
+            return _run(path, source, cached=True)
     except Exception as error:  # noqa: BLE001  (what a damaged or full cache raises is up to pickle, numba and the system)
         logger.warning("compiling without the kernel cache %s: %s: %s", path.parent, type(error).__name__, error)
         return _run(path, source, cached=False)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """While another process compiles the same, wait, and then find what it compiled. A file system without locks is not waited for."""
+    with path.open("rb") as file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _run(path: Path, source: str, cached: bool) -> ModuleType:

@@ -39,16 +39,17 @@ def plan(
     from gpuflow.display.plan import plan_details, plan_view
     from gpuflow.execution import statistics
     from gpuflow.execution.memory import check_memory
-    from gpuflow.execution.run import plan_all_chunks, prepare
+    from gpuflow.execution.run import look, plan_all_chunks, prepare
     from gpuflow.pipelines.load import load_pipeline
 
     spec = load_pipeline(file)
     chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
-        checked, _ = prepare(where, spec, stack=stack)
-        memory = check_memory(where, checked)
-        checked, _ = statistics.look_up(where, checked)
-        details = plan_details(checked, plan_all_chunks(where, checked), chosen, memory)
+        found = look(where, spec)
+        checked, _ = prepare(found, spec, stack=stack)
+        memory = check_memory(where, found, checked)
+        checked, _ = statistics.look_up(found, checked)
+        details = plan_details(checked, plan_all_chunks(found, checked), chosen, memory)
     show(plan_view(details), details, as_json)
 
 

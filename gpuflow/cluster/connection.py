@@ -17,6 +17,7 @@ from distributed import Client
 from gpuflow import __version__
 from gpuflow.backends.select import select_device
 from gpuflow.cluster.launch import EmbeddedCluster, existing_roots
+from gpuflow.cluster.results import Results
 from gpuflow.cluster.worker_plugin import on_store, sent_bytes
 from gpuflow.errors import ClusterError
 from gpuflow.settings import scheduler_address, store_root
@@ -36,6 +37,7 @@ class Connection:
     def __init__(self, client: Client, device: str, embedded: EmbeddedCluster | None = None) -> None:
         self.client, self.device, self.embedded = client, device, embedded
         self._seen: tuple[float, dict[str, Any]] = (-_MOMENT_SECONDS, {})
+        self.results = Results(client)
         self._check()
 
     # -- what is there ----------------------------------------------------------------------------------------------------------

@@ -53,8 +53,13 @@ Known = Mapping[str, DatasetRecord]
 
 def newest(nodes: Nodes) -> Known:
     """What the nodes know, by name."""
+    return newest_of(list(nodes.each_node(_records).values()))
+
+
+def newest_of(reports: Sequence[Sequence[DatasetRecord]]) -> Known:
+    """Of what each node knows, the newest record of every name. Pure."""
     found: dict[str, DatasetRecord] = {}
-    for known in nodes.each_node(_records).values():
+    for known in reports:
         for record in known:
             if record.name not in found or record.version > found[record.name].version:
                 found[record.name] = record

@@ -1,12 +1,10 @@
-"""How large the stored chunks of a dataset are: one question to each node, sums in answer."""
+"""How large the stored chunks of an array are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpuflow.datasets.catalog import Nodes
-from gpuflow.storage.node import NodeStore
+from gpuflow.datasets.catalog import ChunkTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +21,9 @@ class StoredSizes:
         """Of either kind."""
         return self.count + self.empty
 
-    def __add__(self, other: StoredSizes) -> StoredSizes:
-        return StoredSizes(
-            self.count + other.count,
-            self.empty + other.empty,
-            self.total_nbytes + other.total_nbytes,
-            max(self.largest_nbytes, other.largest_nbytes),
-        )
 
-
-def stored_sizes(nodes: Nodes, dataset: str, arrays: Sequence[str]) -> dict[str, StoredSizes]:
-    """By array. A chunk that several nodes have counts for each of them."""
-    answers = nodes.each_node(_sizes, dataset, list(arrays)).values()
-    return {array: sum((answer[array] for answer in answers), StoredSizes()) for array in arrays}
-
-
-def _sizes(store: NodeStore, dataset: str, arrays: Sequence[str]) -> dict[str, StoredSizes]:
-    return {array: StoredSizes(*store.manifest.sizes(dataset, array)) for array in arrays}
+def stored_sizes(table: ChunkTable) -> StoredSizes:
+    """Of the chunks that some node has."""
+    nbytes = table.rows["nbytes"][table.present]
+    full = int((nbytes > 0).sum())
+    return StoredSizes(full, len(nbytes) - full, int(nbytes.sum()), int(nbytes.max(initial=0)))

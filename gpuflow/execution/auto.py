@@ -1,13 +1,13 @@
-"""What the plan needs to know of the nodes for `compressor: auto`: their calibrations, and how well the data compresses."""
+"""What `compressor: auto` comes to, by the nodes' calibrations and by how well the data compresses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.sizes import StoredSizes, stored_sizes
-from gpuflow.execution.calibrate import REMEDY, kept_calibrations
+from gpuflow.datasets.survey import Survey
+from gpuflow.execution.calibrate import REMEDY
 from gpuflow.pipelines.compressor import Choice, choose_compressor
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.calibration import Calibration
@@ -15,17 +15,18 @@ from gpuflow.storage.metadata import COMPRESSORS
 from gpuflow.storage.record import DatasetRecord
 
 
-def compressor_for(nodes: Nodes, spec: PipelineSpec, source: DatasetRecord, output: DatasetRecord | None) -> Choice | None:
+def compressor_for(found: Survey, spec: PipelineSpec, source: DatasetRecord, output: DatasetRecord | None) -> Choice | None:
     """What `auto` comes to; None where the pipeline names a compressor. output: the dataset of that name, if there is one: what it was
     begun with is kept, whatever was measured since."""
     if spec.output.compressor != "auto":
         return None
     if output is not None and output.origin.get("compressor") in COMPRESSORS:
         return Choice(str(output.origin["compressor"]), f"chosen when {output.name!r} was begun")
-    kept = kept_calibrations(nodes)
-    selected = [path for path in source.arrays if spec.source.selects(path)]
+    kept = found.calibrations
+    selected = {path: metadata.grid.size for path, metadata in source.metadata.items() if spec.source.selects(path)}
+    sizes = {path: stored_sizes(found.table(source.name, path, count)) for path, count in selected.items()}
     known = {node: one if isinstance(one, Calibration) else None for node, one in kept.items()}
-    choice = choose_compressor(known, _ratios(source, stored_sizes(nodes, source.name, selected)))
+    choice = choose_compressor(known, _ratios(source, sizes))
     damaged = [f"calibration.json of {node} is damaged ({one}); {REMEDY}" for node, one in kept.items() if isinstance(one, str)]
     return Choice(choice.name, "; ".join([choice.why, *damaged]))
 

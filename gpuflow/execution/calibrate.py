@@ -1,4 +1,4 @@
-"""Calibrations of a cluster's nodes: measured on their workers, and looked up where they are kept."""
+"""Calibrations of a cluster's nodes, measured on their workers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,9 @@ from distributed import Worker
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.worker_plugin import on_store
-from gpuflow.datasets.catalog import Nodes
-from gpuflow.storage.calibration import Calibration, kept_or_reason
+from gpuflow.storage.calibration import Calibration
 from gpuflow.storage.measure import calibrate
 from gpuflow.storage.node import NodeStore
-
-Kept = Mapping[str, Calibration | str | None]
-"""By node: its calibration, what is wrong with its file, or None when it has none."""
 
 REMEDY = "run `gpuflow calibrate`"
 
@@ -51,15 +47,6 @@ async def _measure(writers: Mapping[str, int], dask_worker: Worker) -> Calibrati
 
 def _calibrate(store: NodeStore, writers: Mapping[str, int]) -> Calibration:
     return calibrate(store, writers[store.node_id])
-
-
-def kept_calibrations(nodes: Nodes) -> dict[str, Calibration | str | None]:
-    """What the nodes' files say, by node id."""
-    return nodes.each_node(_kept)
-
-
-def _kept(store: NodeStore) -> Calibration | str | None:
-    return kept_or_reason(store.root)
 
 
 def calibration_data(found: Mapping[str, Calibration]) -> dict[str, Any]:

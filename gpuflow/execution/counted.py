@@ -1,21 +1,21 @@
-"""From a run's plan and counts to what bounded it, with the calibrations that its nodes keep."""
+"""From a run's plan and counts to what bounded it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gpuflow.datasets.survey import Kept
 from gpuflow.execution.auto import all_codecs
 from gpuflow.execution.bound import Bound, Work, what_bounded
-from gpuflow.execution.calibrate import kept_calibrations
 from gpuflow.execution.passes import Run
 from gpuflow.pipelines.plan import ChunkPlan, Plan
 from gpuflow.storage.calibration import Calibration
 from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata
 
 
-def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], wall_seconds: float) -> Bound | None:
-    """What bounded `run`, whose main pass was `chunks`."""
+def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], kept: Kept, wall_seconds: float) -> Bound | None:
+    """What bounded `run`, whose main pass was `chunks`. kept: the nodes' calibrations."""
     outcome, workers = run.outcome, run.connection.info()["workers"].values()
     work = Work(
         wall_seconds=wall_seconds,
@@ -30,7 +30,6 @@ def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], wall_seconds: fl
         target_codec=_codec(array.target for array in plan.arrays if not array.carried),
         durable=plan.spec.run.durability == "durable",
     )
-    kept = kept_calibrations(run.connection)
     return what_bounded(work, [one if isinstance(one, Calibration) else None for one in kept.values()])
 
 

@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from typing import Any, Protocol
 
 from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.errors import ChunkLost, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Tally
@@ -285,4 +286,6 @@ def run_group(group: ChunkGroup, job: Job) -> GroupResult:
             except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
                 lane.fail(chunk, error)
         lane.flush()
-        return GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)
+        result = GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)
+    send(here.worker, here.worker.get_current_task(), result)
+    return result

@@ -10,26 +10,26 @@ from distributed.system import MEMORY_LIMIT
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.launch import share_out
-from gpuflow.datasets.catalog import Nodes
+from gpuflow.datasets.catalog import ChunkTable, Nodes
 from gpuflow.datasets.sizes import stored_sizes
+from gpuflow.datasets.survey import Survey
 from gpuflow.pipelines.memory import Prediction, WorkerRoom, check, need_to_map, need_to_read
 from gpuflow.pipelines.plan import Plan
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import NodeStore
-from gpuflow.storage.record import DatasetRecord
 
 _PAUSE = 0.8  # Dask's default for distributed.worker.memory.pause
 
 
-def check_memory(nodes: Nodes, plan: Plan) -> Prediction | None:
+def check_memory(nodes: Nodes, found: Survey, plan: Plan) -> Prediction | None:
     """What the tightest worker would need. PlanTooLarge when it has not that much."""
-    sizes = stored_sizes(nodes, plan.source.name, [array.path for array in plan.arrays])
-    return check([need_to_map(array, sizes[array.path]) for array in plan.arrays if sizes[array.path].chunks], rooms(nodes))
+    tables = [(array, found.table(plan.source.name, array.path, array.source.grid.size)) for array in plan.arrays]
+    return check([need_to_map(array, stored_sizes(table)) for array, table in tables if table.present.any()], rooms(nodes))
 
 
-def check_reading(nodes: Nodes, source: DatasetRecord, path: str) -> None:
+def check_reading(nodes: Nodes, path: str, metadata: ArrayMetadata, table: ChunkTable) -> None:
     """PlanTooLarge when the chunks of an array are too large to be read on the workers at all."""
-    stored = stored_sizes(nodes, source.name, [path])[path]
-    check([need_to_read(path, source.array(path), stored)] if stored.chunks else [], rooms(nodes))
+    check([need_to_read(path, metadata, stored_sizes(table))] if table.present.any() else [], rooms(nodes))
 
 
 def rooms(nodes: Nodes) -> list[WorkerRoom]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from gpuflow.execution.lane import Job
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
 from gpuflow.execution.tally import Failure
 from gpuflow.storage.record import DatasetRecord
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -35,6 +38,13 @@ class Run:
     def stopped(self) -> bool:
         """Whether something failed, or the user interrupted."""
         return bool(self.outcome.tally.failures) or self.outcome.interrupted
+
+    def prepare(self, work: Sequence[Batch]) -> None:
+        """On every worker, before the first task."""
+        jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
+        workers = [address for addresses in self.connection.nodes().values() for address in addresses]
+        if jobs:
+            self.connection.client.run(_prepare, jobs, workers=workers)
 
     def submit(self, title: str, work: Sequence[Batch]) -> Outcome:
         """One pass; its counts join the run's."""
@@ -87,3 +97,12 @@ class Run:
             )
             for _, part, busy in grouped
         ]
+
+
+def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:
+    """On a worker: load and compile before the first task, which would look slow to the router for it."""
+    for array, job in jobs:
+        try:
+            job.prepare(array)
+        except Exception:  # steps that raise on zeros raise on chunks too, where it is recorded
+            logger.info("the steps over %s could not be prepared", array, exc_info=True)

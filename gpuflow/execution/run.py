@@ -13,6 +13,7 @@ from gpuflow.backends.select import select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import Nodes
+from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
@@ -23,6 +24,7 @@ from gpuflow.execution.memory import check_memory
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
+from gpuflow.execution.together import together
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.record import DatasetRecord
@@ -40,41 +42,57 @@ def run_pipeline(
 
     Running it again does what is not done yet, and nothing twice. PlanTooLarge when a worker has not the memory for it."""
     began = time.monotonic()
-    connection.ask("gf_sync")
-    plan, record = prepare(connection, spec, stack=stack)
-    check_memory(connection, plan)
+    _, found = together(lambda: connection.ask("gf_sync"), lambda: look(connection, spec))
+    plan, record = prepare(found, spec, stack=stack)
+    check_memory(connection, found, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds)
-    plan = statistics.resolve(run, plan)
+    plan = statistics.resolve(run, found, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
-        return _receipt(run, plan, began, [])
-    record = _announce(connection, plan, record)
-    chunks = plan_all_chunks(connection, plan)
+        return _receipt(run, plan, found, began, [], connection.sent_bytes(run.run_id))
+    if run.statistics_chunks:  # it may be long ago that the nodes were asked
+        found = look(connection, spec)
+    chunks = plan_all_chunks(found, plan)
     for part in chunks:
         run.record_lost(part.array.path, part.lost, part.table.nodes)
-    run.submit("map", [item for part in chunks for item in _work(run, plan, part, record)])
-    if record.state != "ready" and not run.stopped:
-        catalog.publish(connection, record.next(state="ready"))
-    return _receipt(run, plan, began, chunks)
+    work = [item for part in chunks for item in _work(run, plan, part, record)]
+    record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
+    run.submit("map", work)
+    complete = record.state != "ready" and not run.stopped
+    _, sent = together(
+        lambda: complete and catalog.publish(connection, record.next(state="ready")),
+        lambda: connection.sent_bytes(run.run_id),
+    )
+    return _receipt(run, plan, found, began, chunks, sent)
 
 
-def prepare(nodes: Nodes, spec: PipelineSpec, *, stack: bool = False) -> tuple[Plan, DatasetRecord]:
+def look(nodes: Nodes, spec: PipelineSpec) -> Survey:
+    """All that planning `spec` asks of the nodes. A new dataset has every array of the source, also those that no step is for."""
+    if spec.output.dataset is None:
+        return survey(nodes, [spec.source.dataset], spec.source.selects)
+    return survey(nodes, [spec.source.dataset, spec.output.dataset], _every)
+
+
+def _every(path: str) -> bool:
+    return True
+
+
+def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[Plan, DatasetRecord]:
     """The checked plan, with what earlier runs resolved, and the record of the dataset that it writes, as it is or as it will be.
 
     NotFound without the source; NameTaken when the output's name belongs to something else; DeviceUnavailable without its backend."""
     select_backend(spec.run.backend)
-    every = catalog.newest(nodes)
-    known = catalog.live(every)
+    known = catalog.live(found.records)
     source = catalog.find_among(known, spec.source.dataset)
     if source.state != "ready":
         hint = "finish it first: run the same command again that made it"
         raise ConfigError([Problem(f"dataset {source.name!r} is not complete", "source", hint=hint)])
-    choice = compressor_for(nodes, spec, source, known.get(spec.output.dataset or ""))
+    choice = compressor_for(found, spec, source, known.get(spec.output.dataset or ""))
     plan = make_plan(spec, source, stack=stack, compressor=choice)
     if spec.output.in_place:
         return plan, source
     record, there = plan.output_record(), known.get(plan.target)
     if there is None:
-        return plan, catalog.fresh(every, record)
+        return plan, catalog.fresh(found.records, record)
     if dict(there.origin) != dict(record.origin) or there.arrays != record.arrays:
         raise NameTaken(
             there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`"
@@ -82,13 +100,13 @@ def prepare(nodes: Nodes, spec: PipelineSpec, *, stack: bool = False) -> tuple[P
     return plan, there
 
 
-def plan_all_chunks(nodes: Nodes, plan: Plan) -> list[ChunkPlan]:
+def plan_all_chunks(found: Survey, plan: Plan) -> list[ChunkPlan]:
     """Chunk by chunk, what is to be done. Steps must be resolved, else everything counts as pending."""
     plans = []
     for array in plan.arrays:
         size = array.source.grid.size
-        source = catalog.chunk_table(nodes, plan.source.name, array.path, size)
-        target = None if plan.spec.output.in_place else catalog.chunk_table(nodes, plan.target, array.path, size)
+        source = found.table(plan.source.name, array.path, size)
+        target = None if plan.spec.output.in_place else found.table(plan.target, array.path, size)
         plans.append(plan_chunks(array, array.made_by(plan.level), source, target))
     return plans
 
@@ -132,7 +150,7 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord) -> list[
     return run.batches(job, array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
 
 
-def _receipt(run: Run, plan: Plan, began: float, chunks: Sequence[ChunkPlan]) -> Receipt:
+def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence[ChunkPlan], sent: int) -> Receipt:
     wall_seconds = time.monotonic() - began
     return Receipt(
         run_id=run.run_id,
@@ -145,9 +163,9 @@ def _receipt(run: Run, plan: Plan, began: float, chunks: Sequence[ChunkPlan]) ->
         wall_seconds=wall_seconds,
         statistics_chunks=run.statistics_chunks,
         outcome=run.outcome,
-        sent=run.connection.sent_bytes(run.run_id),
+        sent=sent,
         nodes=tuple(run.connection.nodes()),
-        bound=bound_of(run, plan, chunks, wall_seconds),
+        bound=bound_of(run, plan, chunks, found.calibrations, wall_seconds),
     )
 
 

@@ -14,7 +14,8 @@ import xxhash
 from gpuflow.backends.select import Backend, select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
-from gpuflow.datasets.catalog import Nodes
+from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import RunFailed
 from gpuflow.execution.jobs import StatisticsJob
 from gpuflow.execution.lane import Job
@@ -30,13 +31,13 @@ Missing = tuple[ArrayPlan, int, MomentsRequest, str]
 """An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
 
 
-def look_up(nodes: Nodes, plan: Plan) -> tuple[Plan, list[Missing]]:
+def look_up(found: Survey, plan: Plan) -> tuple[Plan, list[Missing]]:
     """The plan with the statistics that are kept with the source, and the first that is still missing for each array."""
     arrays, missing = [], []
     for array in plan.arrays:
-        while (found := array.first_unresolved()) is not None:
-            number, request = found
-            key = _key(nodes, plan, array, number, request)
+        while (unresolved := array.first_unresolved()) is not None:
+            number, request = unresolved
+            key = _key(found, plan, array, number, request)
             if key not in plan.source.statistics:
                 missing.append((array, number, request, key))
                 break
@@ -45,35 +46,38 @@ def look_up(nodes: Nodes, plan: Plan) -> tuple[Plan, list[Missing]]:
     return replace(plan, arrays=tuple(arrays)), missing
 
 
-def resolve(run: Run, plan: Plan) -> Plan:
+def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
     """The plan with all its parameters filled in. When chunks fail, `run.stopped` says so, and parameters are missing."""
     while True:
-        plan, missing = look_up(run.connection, plan)
+        plan, missing = look_up(found, plan)
         if not missing:
             return plan
-        found = {}
+        computed = {}
         for array, number, request, key in missing:
-            moments = moments_of(run, array.path, array.steps[:number], request, select_backend(plan.spec.run.backend))
+            table = found.table(plan.source.name, array.path, array.source.grid.size)
+            backend = select_backend(plan.spec.run.backend)
+            moments = moments_of(run, array.path, table, request, array.steps[:number], backend)
             if moments is None:
                 return plan
-            found[key] = moments.to_dict()
+            computed[key] = moments.to_dict()
         source = catalog.find(run.connection, plan.source.name)  # as it is now: another run may have kept something too
-        source = source.next(statistics={**source.statistics, **found})
+        source = source.next(statistics={**source.statistics, **computed})
         catalog.publish(run.connection, source)
         plan = replace(plan, source=source)
 
 
 def moments_of(
-    run: Run, array: str, steps: Sequence[Step], request: MomentsRequest, backend: Backend = "numba"
+    run: Run, array: str, table: ChunkTable, request: MomentsRequest, steps: Sequence[Step] = (), backend: Backend = "numba"
 ) -> Moments | None:
     """Moments of one array of the source after `steps`; None when chunks failed."""
     grid = run.source.array(array).grid
     if not grid.size:
         return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
-    table = catalog.chunk_table(run.connection, run.source.name, array, grid.size)
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
     job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
-    result = run.submit("statistics", run.batches(job, array, np.flatnonzero(table.present).tolist(), table))
+    work = run.batches(job, array, np.flatnonzero(table.present).tolist(), table)
+    run.prepare(work)
+    result = run.submit("statistics", work)
     run.statistics_chunks += result.tally.done
     run.outcome.tally.by_node.clear()  # it counts chunks of the output
     if run.stopped:
@@ -85,19 +89,23 @@ def moments_of(
 def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
     """Count, mean, variance and extrema of an array, NaN skipped; each index of the axes in `keep` on its own. RunFailed when chunks
     cannot be read, PlanTooLarge when they are too large for a worker."""
-    run = Run(connection, catalog.find(connection, dataset))
-    check_reading(connection, run.source, array)
-    moments = moments_of(run, array, (), MomentsRequest(keep))
+    found = survey(connection, [dataset], [array].__contains__)
+    source = catalog.find_among(catalog.live(found.records), dataset)
+    metadata = source.array(array)
+    total = metadata.grid.size
+    table = found.table(dataset, array, total)
+    check_reading(connection, array, metadata, table)
+    run = Run(connection, source)
+    moments = moments_of(run, array, table, MomentsRequest(keep))
     if moments is None:
         failures = [failure.to_dict() for failure in run.outcome.tally.failures]
-        total = run.source.array(array).grid.size
         raise RunFailed({"failures": failures, "chunks": {"failed": len(failures), "total": total}})
     return moments
 
 
-def _key(nodes: Nodes, plan: Plan, array: ArrayPlan, number: int, request: MomentsRequest) -> str:
+def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: MomentsRequest) -> str:
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
-    table = catalog.chunk_table(nodes, plan.source.name, array.path, array.source.grid.size)
+    table = found.table(plan.source.name, array.path, array.source.grid.size)
     chunks = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
     steps = steps_as_data(array.steps[:number])
     return fingerprint({"moments": list(request.keep), "steps": steps, "array": array.path, "of": chunks})

@@ -5,7 +5,6 @@ in its task after a kill, so that one deadly chunk does not take others with it.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from gpuflow.errors import ChunkLost, ClusterError
 from gpuflow.execution.groups import Cutter, in_turn, part_of
 from gpuflow.execution.lane import GroupResult, Job, run_group
 from gpuflow.execution.tally import Failure, Tally
-
-logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.05  # between looks at what has finished, where no end of a task gives the occasion
 _ASK_SECONDS = 1.0  # between questions to the scheduler about the run
@@ -89,14 +86,13 @@ class Submission:
         self._progress.begin(self._title, sum(len(batch.group.chunks) for batch in work))
         if not work:
             return self.outcome
-        self._prepare(work)
         futures = self._submit(self._cut_first(work))
-        pending = as_completed(futures, loop=self._connection.client.loop, with_results=True, raise_errors=False)
+        pending = as_completed(futures, loop=self._connection.client.loop)
         asked = time.monotonic()
         try:
             while self._work:
                 batch_done = pending.next_batch(block=False) if pending.count() else []
-                more = [item for future, result in batch_done for item in self._take(future, result)]
+                more = [item for future in batch_done for item in self._take(future)]
                 if time.monotonic() - asked > _ASK_SECONDS:
                     asked = time.monotonic()
                     self._look_after(pending)
@@ -124,29 +120,26 @@ class Submission:
         each = seconds / len(group.chunks) if seconds else None
         return [(part, job, 1) for _, part in in_turn([cutter.rest(each) for cutter in cutters])]
 
-    def _prepare(self, work: Sequence[Batch]) -> None:
-        """On every worker, before the first task: one of each machine first, since the others find in the cache what it compiled."""
-        jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
-        workers = [address for addresses in self._connection.nodes().values() for address in addresses]
-        first = list({address.rpartition(":")[0]: address for address in workers}.values())
-        for some in (first, [address for address in workers if address not in first]):
-            if some:
-                self._connection.client.run(_prepare, jobs, workers=some)
+    def _key(self, number: int) -> Any:
+        return f"{PREFIX}{self._title}-{self._run}", number
 
     def _submit(self, work: Sequence[tuple[ChunkGroup, Job, int]]) -> list[Future]:
-        keys = [(f"{PREFIX}{self._title}-{self._run}", self._number + i) for i in range(len(work))]
+        keys = [self._key(self._number + i) for i in range(len(work))]
         self._number += len(work)
         self._work.update(zip(keys, work, strict=True))
+        self._connection.results.expect(keys)
         groups, jobs = [group for group, _, _ in work], [job for _, job, _ in work]
         futures: list[Future] = self._connection.client.map(run_group, groups, jobs, key=keys, pure=False, retries=0)
         return futures
 
-    def _take(self, future: Future, result: Any) -> list[tuple[ChunkGroup, Job, int]]:
+    def _take(self, future: Future) -> list[tuple[ChunkGroup, Job, int]]:
         """Count a finished task. What has to be done again."""
         group, job, tries = self._work.pop(future.key)
+        result = self._connection.results.take(future.key)
         if future.status == "finished":
+            result = future.result() if result is None else result
             return self._cut_rest(group, job, result.seconds) + self._take_result(group, job, tries, result)
-        error = result[1] if isinstance(result, tuple) else ClusterError(f"task {future.key} was {future.status}")
+        error = future.exception() if future.status == "error" else ClusterError(f"task {future.key} was {future.status}")
         rest = self._cut_rest(group, job, None)
         if isinstance(error, KilledWorker) and len(group.chunks) > 1:
             return rest + [(part_of(group, [position]), job, tries) for position in range(len(group.chunks))]
@@ -180,6 +173,7 @@ class Submission:
         self._stranded = {key: self._stranded.get(key, now) for key in keys}
         for key in [key for key, since in self._stranded.items() if now - since > self._patience and key in self._work]:
             group, job, _ = self._work.pop(key)
+            self._connection.results.drop([key])
             for chunk in group.chunks:
                 self._fail(
                     group,
@@ -198,13 +192,5 @@ class Submission:
     def _cancel(self, pending: Any) -> None:
         if self._work:
             self._connection.client.cancel(list(pending.futures), force=True)
+            self._connection.results.drop(self._work)
             self._work.clear()
-
-
-def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:
-    """On a worker: load and compile before the first task, which would look slow to the router for it."""
-    for array, job in jobs:
-        try:
-            job.prepare(array)
-        except Exception:  # steps that raise on zeros raise on chunks too, where it is recorded
-            logger.info("the steps over %s could not be prepared", array, exc_info=True)

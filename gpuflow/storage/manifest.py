@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gpuflow.errors import NotFound, StoreError
 from gpuflow.storage.record import DatasetRecord
 
-FORMAT = 1
+FORMAT = 2
 _BUSY_SECONDS = 60.0  # a writer holds the lock for one transaction: milliseconds, or the fsync of a slow disk
 _RETRY_SECONDS = 0.005
 _DAMAGED = "the file is damaged; move it away and ingest again"
@@ -49,6 +49,17 @@ CREATE TABLE intent (
     PRIMARY KEY (array, chunk)) WITHOUT ROWID;
 INSERT INTO meta VALUES ('format', 1), ('seq', 0);
 """
+
+_UPGRADES = {
+    1: """
+CREATE TABLE snapshot (
+    id TEXT PRIMARY KEY, dataset TEXT NOT NULL, tag TEXT NOT NULL, version INTEGER NOT NULL, UNIQUE (dataset, tag)) WITHOUT ROWID;
+CREATE TABLE kept (
+    snapshot TEXT NOT NULL, array TEXT NOT NULL, chunk INTEGER NOT NULL, generation INTEGER NOT NULL, nbytes INTEGER NOT NULL,
+    digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, PRIMARY KEY (snapshot, array, chunk)) WITHOUT ROWID;
+"""
+}
+"""What makes the following format of each; a new file goes through all of them. snapshot, kept: see snapshots.py."""
 
 
 _COLUMNS = "generation, nbytes, digest, CASE WHEN damaged THEN zeroblob(16) ELSE recipe END, inputs"
@@ -98,14 +109,23 @@ class Manifest:
             self._connection.execute("PRAGMA synchronous=FULL")
             with self.transaction():
                 if not self._rows("SELECT 1 FROM sqlite_master WHERE name = 'meta'"):
-                    for statement in _SCHEMA.split(";\n"):
-                        self._connection.execute(statement)
+                    self._execute_all(_SCHEMA)
+                self._upgrade()
+
+    def _upgrade(self) -> None:
         rows = self._rows("SELECT value FROM meta WHERE key = 'format'")
         if len(rows) != 1 or not isinstance(rows[0][0], int):
             raise StoreError(str(self._path.parent), "manifest: its format is not stated", _DAMAGED)
         if rows[0][0] > FORMAT:
             reason = f"manifest format {rows[0][0]} is newer than this gpuflow ({FORMAT})"
             raise StoreError(str(self._path.parent), reason, "update gpuflow")
+        for number in range(rows[0][0], FORMAT):
+            self._execute_all(_UPGRADES[number])
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (number + 1,))
+
+    def _execute_all(self, statements: str) -> None:
+        for statement in statements.split(";\n"):
+            self._connection.execute(statement)
 
     def _enter_wal(self) -> None:
         """SQLite does not wait for its lock here, so that of several processes on a new file some are refused: wait ourselves."""
@@ -184,13 +204,6 @@ class Manifest:
             self._array_id(dataset, array),
         )
         return np.array(rows, dtype=REPLICA_DTYPE)
-
-    def sizes(self, dataset: str, array: str) -> tuple[int, int, int, int]:
-        """Of the replicas of an array: how many have bytes, how many have none, their bytes in all, and those of the largest."""
-        columns = "TOTAL(nbytes > 0), TOTAL(nbytes = 0), TOTAL(nbytes), IFNULL(MAX(nbytes), 0)"
-        rows = self._rows(f"SELECT {columns} FROM replica WHERE array = ?", self._array_id(dataset, array))
-        full, empty, total, largest = (int(value) for value in rows[0])
-        return full, empty, total, largest
 
     def changes(self, since: int) -> tuple[int, dict[tuple[str, str], tuple[NDArray[np.uint32], NDArray[np.uint32]]]]:
         """(newest sequence number, {(dataset, array): (chunks, generations)}) of the replicas committed after `since`.
@@ -311,6 +324,10 @@ class Manifest:
         return bool(self._rows("SELECT 1 FROM intent WHERE array = ? AND chunk = ?", self._array_id(dataset, array), chunk))
 
     # -- SQLite ---------------------------------------------------------------------------------------------------------------
+
+    def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """For modules that have tables of their own in this file."""
+        return self._rows(statement, *parameters)
 
     def _rows(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with self._lock, self._sqlite_errors():

@@ -12,7 +12,7 @@ import zarr
 
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.datasets import catalog
-from gpuflow.execution.run import prepare, run_pipeline
+from gpuflow.execution.run import look, prepare, run_pipeline
 from gpuflow.objectstore.ingest import ingest_source, remove_dataset
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.compressor import Choice
@@ -46,7 +46,7 @@ def pipeline(name: str) -> Any:
 
 
 def choice_for(connection: Connection, name: str = "new") -> Choice:
-    choice = prepare(connection, pipeline(name))[0].compressor
+    choice = prepare(look(connection, pipeline(name)), pipeline(name))[0].compressor
     assert choice is not None
     return choice
 

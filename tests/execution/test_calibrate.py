@@ -10,9 +10,9 @@ import pytest
 
 import gpuflow
 from gpuflow.cluster.connection import Connection
-from gpuflow.datasets.catalog import NodesOnDisk
+from gpuflow.datasets.catalog import Nodes, NodesOnDisk
+from gpuflow.datasets.survey import Kept, survey
 from gpuflow.errors import StoreError
-from gpuflow.execution.calibrate import kept_calibrations
 from gpuflow.storage import measure
 from gpuflow.storage.calibration import Calibration
 
@@ -31,13 +31,17 @@ def staged(root: str) -> list[str]:
     return [name for _, _, names in os.walk(Path(root) / "staging") for name in names if name != "lock"]
 
 
+def kept_by(nodes: Nodes) -> Kept:
+    return survey(nodes, [], bool).calibrations
+
+
 def test_every_node_keeps_its_figures(three_nodes: Connection) -> None:
     before = next(iter(three_nodes.client.run(set_amounts, SMALL).values()))
     try:
         found = gpuflow.calibrate(connection=three_nodes)
     finally:
         three_nodes.client.run(set_amounts, before)
-    kept = kept_calibrations(three_nodes)
+    kept = kept_by(three_nodes)
     assert list(found) == list(three_nodes.nodes()) == sorted(kept)
     for node, one in kept.items():
         assert isinstance(one, Calibration)
@@ -46,7 +50,7 @@ def test_every_node_keeps_its_figures(three_nodes: Connection) -> None:
         assert one.threads == threads
     roots = [worker["root"] for worker in three_nodes.info()["workers"].values()]
     assert not [name for root in roots for name in staged(root)]
-    assert kept_calibrations(NodesOnDisk(tuple(Path(root) for root in roots))) == kept
+    assert kept_by(NodesOnDisk(tuple(Path(root) for root in roots))) == kept
 
 
 def test_no_room(three_nodes: Connection) -> None:

@@ -14,14 +14,16 @@ import zarr
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.cluster.launch import existing_roots
 from gpuflow.datasets import catalog
-from gpuflow.datasets.catalog import NodesOnDisk
+from gpuflow.datasets.catalog import Nodes, NodesOnDisk
 from gpuflow.errors import PlanTooLarge
 from gpuflow.execution.memory import check_memory, rooms
-from gpuflow.execution.run import prepare, run_pipeline
+from gpuflow.execution.run import look, prepare, run_pipeline
 from gpuflow.execution.statistics import compute_moments
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import from_dict
+from gpuflow.pipelines.memory import Prediction
+from gpuflow.pipelines.spec import PipelineSpec
 
 MIB = 2**20
 
@@ -58,6 +60,11 @@ def pipeline(source: str, output: Any) -> Any:
     return from_dict({"source": source, "steps": [{"map": "x / 2 + 1"}], "output": output})
 
 
+def predict(nodes: Nodes, spec: PipelineSpec) -> Prediction | None:
+    found = look(nodes, spec)
+    return check_memory(nodes, found, prepare(found, spec)[0])
+
+
 def peak_nbytes() -> int:
     """On a worker: the most memory it ever had."""
     status = Path("/proc/self/status").read_text()
@@ -67,7 +74,7 @@ def peak_nbytes() -> int:
 @pytest.mark.parametrize("output", [{"compressor": "none", "chunks": "whole"}, {}])
 def test_the_prediction_holds(one_node: Connection, output: dict[str, str]) -> None:
     spec = pipeline("field", {"dataset": f"out-{len(output)}", **output})
-    prediction = check_memory(one_node, prepare(one_node, spec)[0])
+    prediction = predict(one_node, spec)
     assert prediction is not None
     assert run_pipeline(one_node, spec).status == "done"
     peak = max(one_node.client.run(peak_nbytes).values())
@@ -96,7 +103,7 @@ def test_without_a_cluster_this_machine_counts(one_node: Connection) -> None:
     root = Path(next(iter(one_node.info()["workers"].values()))["root"])
     nodes = NodesOnDisk(tuple(existing_roots(root)))
     with pytest.raises(PlanTooLarge, match="a worker with"):
-        check_memory(nodes, prepare(nodes, pipeline("huge", "never"))[0])
+        predict(nodes, pipeline("huge", "never"))
     assert [(room.threads, room.nbytes) for room in rooms(nodes)] == [(room.threads, room.nbytes) for room in rooms(one_node)]
 
 

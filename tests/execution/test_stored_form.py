@@ -15,7 +15,7 @@ from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.display.plan import plan_details, plan_view
 from gpuflow.errors import NameTaken
-from gpuflow.execution.run import plan_all_chunks, prepare, run_pipeline
+from gpuflow.execution.run import look, plan_all_chunks, prepare, run_pipeline
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines import plan as planning
@@ -100,8 +100,10 @@ def test_a_plan_says_which_codecs_are_slow(three_nodes: Connection, tmp_path: Pa
     outer = zarr.codecs.ShardingCodec(chunk_shape=(1, 256, 512), codecs=[inner])
     zarr.create_array(path, data=VALUES, chunks=(5, 256, 512), serializer=outer, compressors=None)
     ingest_source(three_nodes, open_source(path), "slow-codecs")
-    plan, _ = prepare(three_nodes, Pipeline("slow-codecs").map("x * 2").to("slow-codecs-out").spec)
-    details = plan_details(plan, plan_all_chunks(three_nodes, plan), "cpu")
+    spec = Pipeline("slow-codecs").map("x * 2").to("slow-codecs-out").spec
+    found = look(three_nodes, spec)
+    plan, _ = prepare(found, spec)
+    details = plan_details(plan, plan_all_chunks(found, plan), "cpu")
     assert details["arrays"]["data"]["slow_codecs"] == "sharding_indexed(sharding_indexed(bytes))"
     console = Console(width=200)
     with console.capture() as shown:

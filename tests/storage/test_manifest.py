@@ -132,13 +132,6 @@ def test_replicas_are_one_table(manifest: Manifest) -> None:
     assert manifest.replicas("d", "none").dtype == REPLICA_DTYPE
 
 
-def test_sizes_of_an_array(manifest: Manifest) -> None:
-    assert manifest.sizes("d", ARRAY) == (0, 0, 0, 0)
-    _commit(manifest, new_replica(0, 1, b"four"), new_replica(1, 1, b"seven b"), new_replica(2, 1, b""))
-    assert manifest.sizes("d", ARRAY) == (2, 1, 11, 7)
-    assert manifest.sizes("d", "none") == (0, 0, 0, 0)
-
-
 def test_a_damaged_replica_shows_no_recipe(manifest: Manifest) -> None:
     replica = new_replica(0, 1)
     _commit(manifest, replica)
@@ -235,9 +228,9 @@ def test_a_commit_that_a_tombstone_overtakes_gets_no_row(manifest: Manifest) -> 
 
 
 def test_a_manifest_of_the_future_is_refused(manifest: Manifest, tmp_path: Path) -> None:
-    manifest._connection.execute("UPDATE meta SET value = 2 WHERE key = 'format'")
+    manifest._connection.execute("UPDATE meta SET value = 3 WHERE key = 'format'")
     manifest.close()
-    with pytest.raises(StoreError, match=r"manifest format 2 is newer than this gpuflow \(1\); update gpuflow"):
+    with pytest.raises(StoreError, match=r"manifest format 3 is newer than this gpuflow \(2\); update gpuflow"):
         Manifest(tmp_path / "manifest.sqlite")
 
 
