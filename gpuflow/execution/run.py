@@ -6,6 +6,7 @@ The order makes it safe to die anywhere. Parameters are resolved and kept before
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from gpuflow.backends.select import select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import Nodes
+from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
@@ -25,6 +27,7 @@ from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
+from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.record import DatasetRecord
@@ -40,12 +43,24 @@ def run_pipeline(
 ) -> Receipt:
     """Run a pipeline on a cluster. The receipt tells what failed; nothing is raised for chunks that do.
 
-    Running it again does what is not done yet, and nothing twice. PlanTooLarge when a worker has not the memory for it."""
+    Running it again does what is not done yet, and nothing twice. PlanTooLarge when a worker has not the memory for it; NameTaken while
+    another pipeline changes the source in place."""
+    run_id = uuid.uuid4().hex[:12]
+    if not spec.output.in_place:
+        return _run(connection, spec, run_id, stack, progress, patience_seconds)
+    same = fingerprint({name: value for name, value in spec.to_dict().items() if name != "run"})
+    with leased(connection, spec.source.dataset, same, run_id):
+        return _run(connection, spec, run_id, stack, progress, patience_seconds)
+
+
+def _run(
+    connection: Connection, spec: PipelineSpec, run_id: str, stack: bool, progress: Progress | None, patience_seconds: float
+) -> Receipt:
     began = time.monotonic()
     _, found = together(lambda: connection.ask("gf_sync"), lambda: look(connection, spec))
     plan, record = prepare(found, spec, stack=stack)
     check_memory(connection, found, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
     plan = statistics.resolve(run, found, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
         return _receipt(run, plan, found, began, [], connection.sent_bytes(run.run_id))

@@ -11,6 +11,7 @@ import zarr
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
+from gpuflow.datasets.leases import leased
 from gpuflow.errors import ConfigError, NameTaken, NotFound
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import run_pipeline
@@ -264,6 +265,21 @@ def test_the_same_steps_in_place_on_what_they_made(three_nodes: Connection, fiel
     assert run_pipeline(three_nodes, from_dict(again)).to_dict()["chunks"]["skipped"] == 0
     np.testing.assert_array_equal(read_back(roots_of(three_nodes), "twice", "t2m"), once * 2)
     assert run_pipeline(three_nodes, from_dict(again)).outcome.tally.done == 0
+
+
+def test_in_place_one_pipeline_at_a_time(three_nodes: Connection, field_zarr: Path) -> None:
+    ingest(three_nodes, field_zarr, "leased")
+    spec = from_dict(
+        {"source": {"dataset": "leased", "arrays": ["t2m"]}, "steps": [{"map": "x * 2"}], "output": {"in_place": True}}
+    )
+    with (
+        leased(three_nodes, "leased", "another", "run-1"),
+        pytest.raises(NameTaken, match="in place by run run-1; wait for its end"),
+    ):
+        run_pipeline(three_nodes, spec)
+    assert run_pipeline(three_nodes, spec).to_dict()["chunks"]["done"] == 20
+    with leased(three_nodes, "leased", "another", "run-2"):
+        pass
 
 
 def test_the_torch_backend_gives_what_numba_gives(three_nodes: Connection, field_zarr: Path) -> None:
