@@ -18,7 +18,7 @@ def assign(count: int, nodes: Sequence[str]) -> list[str]:
     if not nodes:
         raise ValueError("no node to place chunks on")
     names = sorted(nodes)
-    preference = np.argsort(-_weights(count, names).astype(np.float64), axis=1, kind="stable")
+    preference = np.argsort(-weights(count, names).astype(np.float64), axis=1, kind="stable")
     share, extra = divmod(count, len(names))
     load = [0] * len(names)
     placed = []
@@ -30,7 +30,7 @@ def assign(count: int, nodes: Sequence[str]) -> list[str]:
     return placed
 
 
-def _weights(count: int, names: Sequence[str]) -> NDArray[np.uint64]:
+def weights(count: int, names: Sequence[str]) -> NDArray[np.uint64]:
     """Score of every chunk (row) on every node (column): a mixed 64-bit hash (splitmix64, Steele et al. 2014)."""
     seeds = np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], dtype=np.uint64)
     mixed = np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15) ^ seeds[None, :]

@@ -108,7 +108,7 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
     record, there = plan.output_record(), known.get(plan.target)
     if there is None:
         return plan, catalog.fresh(found.records, record)
-    if dict(there.origin) != dict(record.origin) or there.arrays != record.arrays:
+    if not there.is_made_like(record.origin) or there.arrays != record.arrays:
         raise NameTaken(
             there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`"
         )

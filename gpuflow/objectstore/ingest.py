@@ -125,7 +125,7 @@ def _record(connection: Connection, source: Source, layout: Layout, name: str) -
     """The dataset's record as it is, when this very source made it, else a new one."""
     every = catalog.newest(connection)
     there = catalog.live(every).get(name)
-    origin = {"kind": "ingest", "location": source.location, "identity": source.identity()}
+    origin = {"kind": "ingest", "location": source.location, "identity": source.identity(), "options": dict(source.options)}
     arrays = {path: metadata.document for path, metadata in layout.arrays.items()}
     if there is None:
         return catalog.fresh(every, DatasetRecord(name=name, arrays=arrays, groups=layout.groups, origin=origin))
@@ -133,7 +133,7 @@ def _record(connection: Connection, source: Source, layout: Layout, name: str) -
         raise NameTaken(
             name, "was changed in place since it was ingested; ingest under another name, or remove it with `gpuflow remove`"
         )
-    if dict(there.origin) != origin:
+    if not there.is_made_like(origin):
         same = there.origin.get("location") == source.location
         reason = "was ingested from this source with other options or other content" if same else "exists already"
         raise NameTaken(name, f"{reason}; choose another name, or remove it with `gpuflow remove`")

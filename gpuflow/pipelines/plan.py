@@ -84,7 +84,8 @@ class Plan:
 
     def output_record(self) -> DatasetRecord:
         """The record of the new dataset, at version 1."""
-        origin = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
+        origin: dict[str, Any] = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
+        origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name != "run"}
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
         arrays = {array.path: array.target.document for array in self.arrays}

@@ -13,13 +13,16 @@ from typing import Any
 from gpuflow.errors import NotFound
 from gpuflow.storage.metadata import ArrayMetadata
 
+_AGAIN = ("options", "pipeline")
+
 
 @dataclass(frozen=True)
 class DatasetRecord:
     """`arrays` and `groups` map a path in the hierarchy to the content of its `zarr.json` / its attributes.
 
     state: "writing" until every chunk is committed, then "ready"; "removed" is a tombstone.
-    origin: what it was made from, in words that are compared for equality (an ingest's identity, a pipeline's fingerprint).
+    origin: what it was made from, in words that are compared for equality (an ingest's identity, a pipeline's fingerprint), and how to do
+    it again ("options" of the ingest, the "pipeline").
     transforms: the in-place pipelines applied so far, oldest first, each {"declared", "fingerprint", "steps"}; the steps carry
     their resolved parameters, so that a resumed run applies the very same numbers.
     statistics: results that a later pipeline may reuse, by the digest of what they were computed from."""
@@ -48,6 +51,14 @@ class DatasetRecord:
     def chunk_name(self, array: str, linear: int) -> str:
         """How a chunk is called in messages: `photos/image/c/0/1`, the path of its file below `datasets/`."""
         return f"{self.name}/{array}/{self.array(array).key(linear)}"
+
+    def is_made_like(self, origin: Mapping[str, Any]) -> bool:
+        """Whether `origin` is of the same source and the same work; how to do it again may be said in other words."""
+
+        def essence(one: Mapping[str, Any]) -> dict[str, Any]:
+            return {name: value for name, value in one.items() if name not in _AGAIN}
+
+        return essence(self.origin) == essence(origin)
 
     def next(self, **changes: Any) -> DatasetRecord:
         """The following version, with `changes`."""

@@ -137,7 +137,9 @@ def test_the_target_is_laid_out_like_the_source() -> None:
     assert (record.name, record.version, record.state) == ("e", 1, "writing")
     assert list(record.arrays) == list(FIELD.arrays)
     assert record.groups == FIELD.groups
-    assert record.origin == {"kind": "pipeline", "source": "d", "declared": made.declared}
+    assert record.origin == {"kind": "pipeline", "source": "d", "declared": made.declared, "pipeline": made.spec.to_dict()}
+    assert record.is_made_like({**record.origin, "pipeline": {}})
+    assert not record.is_made_like({**record.origin, "source": "e"})
 
 
 LARGE = dataset(

@@ -6,7 +6,7 @@ by several threads at once. Reading is a pure function of (array, linear): twice
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Protocol
@@ -45,6 +45,11 @@ class Source(Protocol):
     @property
     def linkable(self) -> bool:
         """Whether `path` gives, for every chunk that is present, a local file with exactly the bytes of `read`."""
+        ...
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Plain data: with these, `open_source` opens the same at `location`."""
         ...
 
     def identity(self) -> str:

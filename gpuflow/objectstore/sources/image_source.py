@@ -11,7 +11,7 @@ import pathlib
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import cached_property
@@ -70,6 +70,10 @@ class ImageSource:
         paths = tuple(zlib.decompress(state["paths"]).decode("utf-8", "surrogateescape").split("\0"))
         counts, labels = (np.frombuffer(zlib.decompress(data), dtype=np.int64) for data in state["arrays"])
         self._scanned = ImageScan(paths, counts, labels, *state["rest"])
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self._options).items()}
 
     def identity(self) -> str:
         """Location, options, and a digest of every image file's path, size and time."""

@@ -41,6 +41,10 @@ class NpySource:
         NpySource.__init__(self, *state["args"])
         self._expected = state["expected"]
 
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"chunk_samples": self.chunk_samples}
+
     def identity(self) -> str:
         """Location, option, size and time of the file."""
         try:

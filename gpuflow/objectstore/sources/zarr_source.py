@@ -10,7 +10,7 @@ import json
 import pathlib
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -74,6 +74,10 @@ class ZarrSource:
     def linkable(self) -> bool:
         """A local source of which every chunk is taken as it is."""
         return "://" not in self.location and all(entry.reencoded is None for entry in self._entries().values())
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return {"arrays": None if self._arrays is None else list(self._arrays)}
 
     def identity(self) -> str:
         """Location, choice of arrays, and a digest of all metadata. Chunks are not looked at."""

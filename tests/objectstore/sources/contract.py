@@ -16,7 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from gpuflow.errors import NotFound
-from gpuflow.objectstore.sources import Source
+from gpuflow.objectstore.sources import Source, open_source
 from gpuflow.storage.codecs import ArrayCodec
 
 
@@ -127,6 +127,7 @@ class SourceContract:
         assert other is not source
         assert other.identity() == source.identity()
         assert source.location in source.identity()
+        assert open_source(source.location, **json.loads(json.dumps(source.options))).identity() == source.identity()
 
 
 def all_bytes(source: Source, of: Source) -> dict[tuple[str, int], bytes | None]:
