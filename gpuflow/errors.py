@@ -8,6 +8,7 @@
     |- StoreError             a store root cannot be used, or is full
     |- ChunkCorrupt           a replica's bytes are not those that were committed
     |- ChunkLost              no live replica of a chunk
+    |- CannotRepair           what is damaged can be made anew neither by a pipeline nor from the origin
     |- StaleChunk             a chunk changed under a task: its commit is refused
     |- PlanTooLarge           a worker has not the memory that the chunks need
     |- StatisticsError        a statistic that a step needs is unusable
@@ -25,6 +26,7 @@ from typing import Any
 from gpuflow.units import format_nbytes
 
 __all__ = [
+    "CannotRepair",
     "ChunkCorrupt",
     "ChunkLost",
     "ClusterError",
@@ -147,6 +149,17 @@ class ChunkLost(GpuflowError, LookupError):
     def __str__(self) -> str:
         where = ", ".join(self.searched) or "no node"
         return f"no live replica of chunk {self.chunk} (searched: {where}); start the node that holds it, or ingest it again"
+
+
+class CannotRepair(GpuflowError):
+    """Chunks of a dataset can be made again neither by the pipeline that made them nor from their origin."""
+
+    def __init__(self, dataset: str, reason: str) -> None:
+        super().__init__(dataset, reason)
+        self.dataset, self.reason = dataset, reason
+
+    def __str__(self) -> str:
+        return f"dataset {self.dataset!r} cannot be repaired: {self.reason}"
 
 
 class StaleChunk(GpuflowError):

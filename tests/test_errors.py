@@ -28,6 +28,7 @@ EXAMPLES: list[GpuflowError] = [
     errors.RunFailed({"failures": [{"chunk": "c", "error": "e"}], "chunks": {"failed": 1, "total": 9}}),
     errors.ClusterError("no scheduler", "start one"),
     errors.DeviceUnavailable("no CUDA device", "use device: auto or cpu"),
+    errors.CannotRepair("x", "its source has changed"),
     GpuflowError("plain"),
 ]
 

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, pipelines
+from gpuflow.cli import calibration, cluster, data, pipelines, scrub
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("ingest", rich_help_panel=_DATA)(data.ingest)
 app.command("datasets", rich_help_panel=_DATA)(data.datasets)
 app.command("show", rich_help_panel=_DATA)(data.show_dataset)
 app.command("remove", rich_help_panel=_DATA)(data.remove)
+app.command("scrub", rich_help_panel=_DATA)(scrub.scrub)
 app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)
 app.command("plan", rich_help_panel=_PIPELINES)(pipelines.plan)
 app.command("run", rich_help_panel=_PIPELINES)(pipelines.run)

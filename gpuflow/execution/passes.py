@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,32 +71,49 @@ class Run:
         movable: bool = True,
     ) -> list[Batch]:
         """Chunks of an array of the source for `job`, by who holds them. newest: generations of what is to be written, by chunk number."""
-        metadata = self.source.array(array)
-        sizes, generations = table.rows["nbytes"], table.rows["generation"]
-        threads: dict[str, int] = {}
-        for worker in self.connection.info()["workers"].values():
-            threads[worker["node"]] = threads.get(worker["node"], 0) + worker["threads"]
+        threads = self.threads()
         keys = table.holders[np.array(chunks, np.int64)].tolist()  # numbers of holder sets
         slots = {key: sum(threads.get(node, 0) for node in table.sets[key]) for key in set(keys)}
         grouped = by_holders(chunks, keys, slots, sum(threads.values()))
+        return [Batch(self._group(array, part, table, newest, movable=movable), job, busy) for _, part, busy in grouped]
+
+    def pinned(self, job: Job, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable) -> list[Batch]:
+        """Chunks of an array of the source for `job`, each on the node that is named."""
+        threads = self.threads()
         return [
-            Batch(
-                ChunkGroup(
-                    run=self.run_id,
-                    dataset=self.source.name,
-                    array=array,
-                    chunks=tuple(part),
-                    generations=tuple(generations[part].tolist()),
-                    newest=tuple(newest[chunk] for chunk in part) if newest is not None else (0,) * len(part),
-                    nbytes=int(sizes[part].sum()),
-                    work=metadata.chunk_nbytes * len(part),
-                    movable=movable,
-                ),
-                job,
-                busy,
-            )
-            for _, part, busy in grouped
+            Batch(self._group(array, chunks, table, node=node, movable=False), job, threads.get(node, 1))
+            for node, chunks in by_node.items()
         ]
+
+    def threads(self) -> dict[str, int]:
+        """Of each node's workers together."""
+        found: dict[str, int] = {}
+        for worker in self.connection.info()["workers"].values():
+            found[worker["node"]] = found.get(worker["node"], 0) + worker["threads"]
+        return found
+
+    def _group(
+        self,
+        array: str,
+        chunks: Sequence[int],
+        table: ChunkTable,
+        newest: Sequence[int] | None = None,
+        node: str | None = None,
+        movable: bool = True,
+    ) -> ChunkGroup:
+        rows = table.rows[np.array(chunks, np.int64)]
+        return ChunkGroup(
+            run=self.run_id,
+            dataset=self.source.name,
+            array=array,
+            chunks=tuple(chunks),
+            generations=tuple(rows["generation"].tolist()),
+            newest=tuple(newest[chunk] for chunk in chunks) if newest is not None else (0,) * len(chunks),
+            nbytes=int(rows["nbytes"].sum()),
+            work=self.source.array(array).chunk_nbytes * len(chunks),
+            node=node,
+            movable=movable,
+        )
 
 
 def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:

@@ -1,0 +1,74 @@
+"""Every replica read and compared with its digest, on the node where it lies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.execution.lane import Lane
+from gpuflow.execution.passes import Run
+from gpuflow.execution.submit import Outcome
+from gpuflow.storage.record import DatasetRecord
+
+Chunks = NDArray[np.int64]
+"""Their numbers."""
+
+
+@dataclass(frozen=True)
+class ScrubJob:
+    """Read each chunk and forget it. rate: bytes/s of a task, None for as fast as may be."""
+
+    records: tuple[DatasetRecord, ...]
+    rate: float | None = None
+    durable: bool = True
+
+    def prepare(self, array: str) -> None:
+        """Nothing has to be."""
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Verify one chunk. ChunkCorrupt or ChunkLost says what is wrong with it."""
+        with at_rate(self.rate) as moved:
+            replica, _ = lane.read(chunk)
+            moved.append(replica.nbytes)
+        lane.keep(chunk, None)
+
+    def result(self, lane: Lane) -> None:
+        """Nothing but the counts."""
+
+
+@contextmanager
+def at_rate(rate: float | None) -> Iterator[list[int]]:
+    """Sleep after the block for as long as the bytes that it lists take at `rate`, counted from its beginning."""
+    began, moved = time.monotonic(), list[int]()
+    yield moved
+    if rate:
+        time.sleep(max(0.0, sum(moved) / rate - (time.monotonic() - began)))
+
+
+def verify(run: Run, tables: Mapping[str, ChunkTable], chunks: Mapping[str, Chunks], rate: float | None = None) -> Outcome:
+    """All replicas of the newest generation of `chunks`, by array. rate: bytes/s of each node. Failures of the outcome are what is
+    damaged."""
+    work = []
+    for array, wanted in chunks.items():
+        for node, held in held_by(tables[array], wanted).items():
+            threads = run.threads().get(node, 1)
+            job = ScrubJob((run.source,), rate / threads if rate else None)
+            work += run.pinned(job, array, {node: held}, tables[array])
+    return run.submit("scrub", work)
+
+
+def held_by(table: ChunkTable, wanted: Chunks) -> dict[str, list[int]]:
+    """Those of the wanted chunks whose newest generation each node has."""
+    found: dict[str, list[int]] = {}
+    holders = table.holders[wanted]
+    for number in np.unique(holders).tolist():
+        chunks = wanted[holders == number].tolist()
+        for node in table.sets[number]:
+            found.setdefault(node, []).extend(chunks)
+    return {node: sorted(chunks) for node, chunks in sorted(found.items())}
