@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console, RenderableType
 
-from gpuflow.errors import NotFound
+from gpuflow.errors import ConfigError, NotFound, Problem
 from gpuflow.settings import scheduler_address, store_root
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ Root = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Rate = Annotated[str | None, typer.Option("--rate", help="Bytes per second of each node at most, such as 200MB.")]
 Report = Annotated[Path | None, typer.Option("--report", help="Also write the receipt to this file, as JSON.")]
 
 
@@ -73,6 +74,21 @@ def nodes_to_look_at(scheduler: str | None, nodes: int | None, root: Path | None
     if root is not None and not found:
         raise NotFound("store", str(root), hint="give the root that was ingested into")
     yield NodesOnDisk(tuple(found[:nodes]))
+
+
+def bytes_per_second(text: str | None) -> float | None:
+    """`--rate`: `200MB` as a number; None for none. ConfigError when it is no rate."""
+    from gpuflow.units import parse_nbytes
+
+    if text is None:
+        return None
+    try:
+        rate = float(parse_nbytes(text.removesuffix("/s")))
+    except ValueError:
+        rate = 0.0
+    if rate <= 0:
+        raise ConfigError([Problem(f"{text!r} is no rate", "--rate", hint="write 200MB, or 1GiB: bytes per second")])
+    return rate
 
 
 def show(view: RenderableType, data: Any, as_json: bool) -> None:

@@ -29,6 +29,7 @@ def plan(
     file: File,
     stack: Stack = False,
     nodes: Nodes_ = None,
+    workers: Workers = None,
     device: Device = None,
     scheduler: Scheduler = None,
     root: Root = None,
@@ -47,7 +48,7 @@ def plan(
     with nodes_to_look_at(scheduler, nodes, root) as where:
         found = look(where, spec)
         checked, _ = prepare(found, spec, stack=stack)
-        memory = check_memory(where, found, checked)
+        memory = check_memory(where, found, checked, workers or spec.run.workers)
         checked, _ = statistics.look_up(found, checked)
         details = plan_details(checked, plan_all_chunks(found, checked), chosen, memory)
     show(plan_view(details), details, as_json)

@@ -6,28 +6,12 @@ from typing import Annotated
 
 import typer
 
-from gpuflow.cli.common import AsJson, Device, Nodes_, Root, Scheduler, Workers, cluster, show
-from gpuflow.errors import ConfigError, Problem
-
-
-def _rate(text: str | None) -> float | None:
-    """`200MB` as bytes per second."""
-    from gpuflow.units import parse_nbytes
-
-    if text is None:
-        return None
-    try:
-        rate = float(parse_nbytes(text.removesuffix("/s")))
-    except ValueError:
-        rate = 0.0
-    if rate <= 0:
-        raise ConfigError([Problem(f"{text!r} is no rate", "--rate", hint="write 200MB, or 1GiB: bytes per second")])
-    return rate
+from gpuflow.cli.common import AsJson, Device, Nodes_, Rate, Root, Scheduler, Workers, bytes_per_second, cluster, show
 
 
 def scrub(
     names: Annotated[list[str] | None, typer.Argument(help="Datasets (default: all).")] = None,
-    rate: Annotated[str | None, typer.Option(help="What each node reads per second at most, such as 200MB.")] = None,
+    rate: Rate = None,
     repair: Annotated[bool, typer.Option(help="Make good what is damaged, or only list it.")] = True,
     nodes: Nodes_ = None,
     workers: Workers = None,
@@ -44,7 +28,7 @@ def scrub(
     from gpuflow.display.scrub import scrub_view
     from gpuflow.objectstore.repair import scrub_dataset
 
-    limit = _rate(rate)
+    limit = bytes_per_second(rate)
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
         chosen = names or sorted(catalog.records(connection))
         reports = [scrub_dataset(connection, name, rate=limit, repair=repair, progress=bar) for name in chosen]

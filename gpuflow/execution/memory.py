@@ -21,10 +21,12 @@ from gpuflow.storage.node import NodeStore
 _PAUSE = 0.8  # Dask's default for distributed.worker.memory.pause
 
 
-def check_memory(nodes: Nodes, found: Survey, plan: Plan) -> Prediction | None:
-    """What the tightest worker would need. PlanTooLarge when it has not that much."""
+def check_memory(nodes: Nodes, found: Survey, plan: Plan, workers: int | None = None) -> Prediction | None:
+    """What the tightest worker would need. PlanTooLarge when it has not that much. workers: as for `rooms`."""
     tables = [(array, found.table(plan.source.name, array.path, array.source.grid.size)) for array in plan.arrays]
-    return check([need_to_map(array, stored_sizes(table)) for array, table in tables if table.present.any()], rooms(nodes))
+    return check(
+        [need_to_map(array, stored_sizes(table)) for array, table in tables if table.present.any()], rooms(nodes, workers)
+    )
 
 
 def check_reading(nodes: Nodes, path: str, metadata: ArrayMetadata, table: ChunkTable) -> None:
@@ -32,11 +34,11 @@ def check_reading(nodes: Nodes, path: str, metadata: ArrayMetadata, table: Chunk
     check([need_to_read(path, metadata, stored_sizes(table))] if table.present.any() else [], rooms(nodes))
 
 
-def rooms(nodes: Nodes) -> list[WorkerRoom]:
-    """Every worker with what it may use. Without a cluster: those of the embedded one that a run would start."""
+def rooms(nodes: Nodes, workers: int | None = None) -> list[WorkerRoom]:
+    """Every worker with what it may use. Without a cluster: those of the embedded one that a run would start, `workers` on each node."""
     if not isinstance(nodes, Connection):
         count = max(1, len(nodes.each_node(_node_id)))
-        workers, threads = share_out(count)
+        workers, threads = share_out(count, workers)
         nbytes = int(MEMORY_LIMIT * min(1, threads / len(os.sched_getaffinity(0))) * _PAUSE)
         return [WorkerRoom("a worker", threads, nbytes)] * (count * workers)
     known = nodes.info()["workers"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.execution.lane import Lane
+from gpuflow.execution.pace import at_rate
 from gpuflow.execution.passes import Run
 from gpuflow.execution.submit import Outcome
 from gpuflow.storage.record import DatasetRecord
@@ -40,15 +39,6 @@ class ScrubJob:
 
     def result(self, lane: Lane) -> None:
         """Nothing but the counts."""
-
-
-@contextmanager
-def at_rate(rate: float | None) -> Iterator[list[int]]:
-    """Sleep after the block for as long as the bytes that it lists take at `rate`, counted from its beginning."""
-    began, moved = time.monotonic(), list[int]()
-    yield moved
-    if rate:
-        time.sleep(max(0.0, sum(moved) / rate - (time.monotonic() - began)))
 
 
 def verify(run: Run, tables: Mapping[str, ChunkTable], chunks: Mapping[str, Chunks], rate: float | None = None) -> Outcome:

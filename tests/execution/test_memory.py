@@ -105,6 +105,8 @@ def test_without_a_cluster_this_machine_counts(one_node: Connection) -> None:
     with pytest.raises(PlanTooLarge, match="a worker with"):
         predict(nodes, pipeline("huge", "never"))
     assert [(room.threads, room.nbytes) for room in rooms(nodes)] == [(room.threads, room.nbytes) for room in rooms(one_node)]
+    several = rooms(nodes, 7)
+    assert (len(several), several[0].threads) == (7, 1)
 
 
 def test_no_limit_is_the_machine(one_node: Connection, limited: Callable[[int | None], None]) -> None:
