@@ -89,6 +89,8 @@ class Report:
 
 
 def _cell(values: list[float] | None) -> str:
+    if values and len(values) == 1:
+        return f"{values[0]:,.6g}"
     return f"{median(values):.3g} [{min(values):.3g} .. {max(values):.3g}]" if values else ""
 
 

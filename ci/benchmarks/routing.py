@@ -115,7 +115,7 @@ def lay(roots: Sequence[Path], name: str, chunks: int, nbytes: int, placement: P
 
 def _staged(store: NodeStore, name: str, chunk: int, size: int) -> Staged:
     data = np.full(size, 280 + chunk % 7, np.float32).tobytes()
-    replica = Replica(name, ARRAY, chunk, 1, len(data), digest(data), bytes(16), bytes(16))
+    replica = Replica(name, ARRAY, chunk, 1, len(data), digest(data), digest(b"laid"), bytes(16))
     return store.stage(replica, data, durable=False)
 
 

@@ -5,7 +5,8 @@ number of nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Set
 
 import numpy as np
 
@@ -44,6 +45,12 @@ class Inventory:
             rows = rows[(rows >= 0) & (rows < len(holders))]
             holders[rows] = self._sets.left(holders[rows], node)
 
+    def forget(self, node: str) -> None:
+        """All that `node` reported: it comes back with another store. What it alone held may come back at an older generation."""
+        for holders, generations in self._columns.values():
+            holders[:] = self._sets.left(holders, node)
+            generations[holders == 0] = 0
+
     def drop(self, dataset: str) -> None:
         """Forget a dataset that was removed; a new one of its name begins at generation 1 again."""
         self._columns = {array: columns for array, columns in self._columns.items() if array[0] != dataset}
@@ -52,10 +59,19 @@ class Inventory:
         """Holder set of each of `chunks`; empty for one nobody reported."""
         return [self._sets[number] for number in self._holder_numbers(array, chunks).tolist()]
 
-    def common_holders(self, array: ArrayName, chunks: Iterable[int]) -> frozenset[str]:
-        """Nodes that hold every one of `chunks`."""
-        sets = [self._sets[number] for number in np.unique(self._holder_numbers(array, chunks))]
-        return frozenset.intersection(*sets) if sets else frozenset()
+    def local_to(self, array: ArrayName, chunks: Iterable[int], live: Set[str]) -> frozenset[str]:
+        """Nodes to which a task over `chunks` is local: those that hold every one of them. Where none of these lives, the live nodes that
+        hold the most, if every chunk is on a live node; they have the others sent."""
+        numbers, counts = np.unique(self._holder_numbers(array, chunks), return_counts=True)
+        sets = [self._sets[number] for number in numbers]
+        common = frozenset.intersection(*sets) if sets else frozenset()
+        if len(sets) < 2 or common & live or not all(nodes & live for nodes in sets):
+            return common
+        held: Counter[str] = Counter()
+        for nodes, count in zip(sets, counts.tolist(), strict=True):
+            held.update(dict.fromkeys(nodes & live, count))
+        most = max(held.values())
+        return frozenset(node for node, count in held.items() if count == most)
 
     def _holder_numbers(self, array: ArrayName, chunks: Iterable[int]) -> Column:
         rows = np.fromiter(chunks, np.int64)

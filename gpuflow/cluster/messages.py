@@ -6,8 +6,13 @@ from dataclasses import dataclass
 
 from gpuflow import __version__
 
+Transferred = tuple[int, int, float]
+"""Chunks and bytes that came from peers, and the seconds that took."""
+
 PREFIX = "gpuflow-"
 """First element of a chunk task's key: `("gpuflow-<job>-<run>", number)`."""
+SHIPPED = "gpuflow-shipped"
+"""Annotation of a task that was released to a worker which does not hold its chunks: (why, addresses of workers that do)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +38,12 @@ class ChunkGroup:
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """What a worker says of itself when it joins. usable_nbytes: of memory, before Dask pauses it; None without a limit. machine_nbytes:
-    what its machine, or its cgroup, has."""
+    """What a worker says of itself when it joins. place: where `root` really is (see `place`). usable_nbytes: of memory, before Dask
+    pauses it; None without a limit. machine_nbytes: what its machine, or its cgroup, has."""
 
     node: str
     root: str
+    place: str
     usable_nbytes: int | None = None
     machine_nbytes: int = 0
     version: str = __version__

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 _FIRST_COMPUTE = 200e6  # decoded bytes/s until a task of the run has been measured: zstd decode and encode on one core
 _FIRST_TRANSFER = 500e6  # bytes/s until a transfer has been measured: the lower of the loopback figures for plain sends
 _TRANSFER_LATENCY_SECONDS = 0.002  # a locate and a fetch: two round trips of 384 us and their scheduling
+_TELLING_NBYTES = 2**20  # a transfer of so many says half as much as a long one: what a short one takes is latency
 _WEIGHT = 0.3  # of the newest measurement in the moving averages
 _PACE_WEIGHT = 0.1  # the same for a node's pace: by it nodes are compared, and chance is not to make a difference
 _SLOWER, _SLOWER_BY_ONE = 1.5, 8
@@ -55,7 +56,8 @@ class Rates:
     def transferred(self, nbytes: int, seconds: float) -> None:
         """`nbytes` were shipped in `seconds`."""
         if nbytes:
-            self.transfer = (1 - _WEIGHT) * self.transfer + _WEIGHT * seconds / nbytes
+            weight = _WEIGHT * nbytes / (nbytes + _TELLING_NBYTES)
+            self.transfer = (1 - weight) * self.transfer + weight * max(seconds - _TRANSFER_LATENCY_SECONDS, 0.0) / nbytes
 
     def ended(self, run: str) -> None:
         """Forget what was learned for `run`."""

@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import chain, islice
 
+from gpuflow.cluster.fleet import DEPTH, Fleet, WorkerView
 from gpuflow.cluster.rates import Rates
-
-DEPTH = 2
-"""Tasks in a worker's hands per thread: one runs, one is there when it ends (490 against 313 us of scheduler time at 4 and 32)."""
 
 _MARGIN_TASKS, _MARGIN_SECONDS = 0.5, 0.05
 """What shipping must gain, in task times and at the least, where a node was given more than another or is slower: the task that runs
@@ -31,7 +29,11 @@ move: on a healthy cluster that is noise, and shipping for noise is how locality
 _LOOKED_AT = 4
 """Queues that a thread without work looks at, the longest first: with 1,000 nodes, each at all of them would be a million."""
 
-LOCAL, HOT_NODE = "local", "hot_node"
+_MISSES = 32
+"""Threads that a look finds nothing for before it leaves the others to the next one: with 500 that idle at a run's end, a look at all of
+them took longer than it is to the next end of a task."""
+
+LOCAL, HOT_NODE, PAUSED = "local", "hot_node", "holder_paused"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +50,8 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerView:
-    """A running worker as the scheduler sees it. processing: number of tasks in its hands, of whatever kind."""
-
-    address: str
-    node: str
-    threads: int
-    processing: int
-
-
-@dataclass(frozen=True, slots=True)
 class Release:
-    """Give task `key` to `worker`. reason: LOCAL or HOT_NODE."""
+    """Give task `key` to `worker`. reason: LOCAL, or why it is shipped: HOT_NODE; PAUSED when no worker of its holders takes tasks."""
 
     key: object
     worker: str
@@ -68,40 +60,56 @@ class Release:
 
 @dataclass(slots=True)
 class _Queue:
-    """Parked tasks with the same holders, in the order in which they came. work: their work by run, kept up so that a look at the
-    backlog does not cost a pass over the tasks (with 10^5 of them that was 22 ms a look)."""
+    """Parked tasks with the same holders, by run, in the order in which they came; no run without one. work: their work by run, kept up
+    so that a look at the backlog does not cost a pass over the tasks (with 10^5 of them that was 22 ms a look)."""
 
-    tasks: OrderedDict[object, Waiting] = field(default_factory=OrderedDict)
+    runs: dict[str, OrderedDict[object, Waiting]] = field(default_factory=dict)
     work: Counter[str] = field(default_factory=Counter)
 
     def add(self, task: Waiting) -> None:
-        self.tasks[task.key] = task
+        self.runs.setdefault(task.run, OrderedDict())[task.key] = task
         self.work[task.run] += task.work
 
     def remove(self, task: Waiting) -> None:
-        del self.tasks[task.key]
+        del self.runs[task.run][task.key]
         self.work[task.run] -= task.work
+        if not self.runs[task.run]:
+            del self.runs[task.run], self.work[task.run]
 
-    def first(self) -> Waiting:
-        return next(iter(self.tasks.values()))
+    def all_keys(self) -> Iterator[object]:
+        return chain.from_iterable(self.runs.values())
 
-    def last(self) -> Waiting:
-        return next(reversed(self.tasks.values()))
+    def first(self, run: str) -> Waiting:
+        return next(iter(self.runs[run].values()))
+
+    def last(self, run: str) -> Waiting:
+        return next(reversed(self.runs[run].values()))
+
+    def movable(self) -> list[str]:
+        """Runs whose last task may be shipped."""
+        return [run for run in self.runs if self.last(run).movable]
 
 
 class Router:
-    """The parked tasks, queued by holder set, and those on their way."""
+    """The parked tasks, queued by holder set, and those on their way.
+
+    Runs share a node's time evenly as long as both have tasks that are local to it, whoever came first and however many tasks he has:
+    it is the turn of the run that was given less."""
 
     def __init__(self) -> None:
-        self.rates = Rates()
+        self.rates, self.fleet = Rates(), Fleet()
         self._queues: dict[frozenset[str], _Queue] = {}  # none is empty
-        self._of_node: dict[str, dict[frozenset[str], None]] = {}  # node -> those of the queues that are local to it
+        self._of_node: dict[str, dict[str, dict[frozenset[str], None]]] = {}  # node -> run -> those of its queues that are local
+        self._served: dict[str, dict[str, float]] = {}  # node -> run -> seconds that it was given there
+        self._given: Counter[str] = Counter()  # run -> tasks that were released
         self._waiting: dict[object, Waiting] = {}
         self._parked: Counter[str] = Counter()  # run -> its parked tasks
         self._flying: dict[object, tuple[Waiting, str]] = {}  # released and not finished: task, node it went to
         self._hands: dict[str, Counter[str]] = {}  # node -> run -> work that is on its way there
         self._shares: dict[str, Counter[frozenset[str]]] = {}  # run -> holders -> work that is local to them, as it was parked
         self._done: dict[tuple[str, str], float] = {}  # (run, node) -> work that it has finished
+        self._missed = 0  # threads that looks have found nothing for
+        self.idle_threads = 0  # after the last look that found tasks waiting
 
     @property
     def waiting(self) -> int:
@@ -124,11 +132,23 @@ class Router:
         self.discard(task.key)
         self._waiting[task.key] = task
         self._parked[task.run] += 1
-        if task.holders not in self._queues:
-            self._queues[task.holders] = _Queue()
+        queue = self._queues.setdefault(task.holders, _Queue())
+        if task.run not in queue.runs:
             for node in task.holders:
-                self._of_node.setdefault(node, {})[task.holders] = None
-        self._queues[task.holders].add(task)
+                self._enter(task.run, task.holders, node)
+        queue.add(task)
+
+    def _enter(self, run: str, holders: frozenset[str], node: str) -> None:
+        """Among a node's queues. A run that had none there is owed nothing for that time."""
+        runs, served = self._of_node.setdefault(node, {}), self._served.setdefault(node, {})
+        if run not in runs:
+            served[run] = max(served.get(run, 0.0), min((served[other] for other in runs), default=0.0))
+        runs.setdefault(run, {})[holders] = None
+
+    def _turn(self, runs: Iterable[str], node: str) -> str:
+        """Whose turn it is on `node`: of those that were given the same there, that of who was given less elsewhere."""
+        served = self._served.get(node, {})
+        return min(runs, key=lambda run: (served.get(run, 0.0), self._given[run], run))
 
     def discard(self, key: object) -> None:
         """Forget a task that ended in whatever way."""
@@ -155,13 +175,20 @@ class Router:
         """Forget what was learned for `run`."""
         self.rates.ended(run)
         self._shares.pop(run, None)
+        self._given.pop(run, None)
+        for served in self._served.values():
+            served.pop(run, None)
         for key in [key for key in self._done if key[0] == run]:
             del self._done[key]
 
     def stranded(self, live: Iterable[str]) -> list[object]:
         """Parked tasks none of whose holders is among the `live` nodes."""
         alive = set(live)
-        return [key for holders, queue in self._queues.items() if not holders & alive for key in queue.tasks]
+        return [key for holders, queue in self._queues.items() if not holders & alive for key in queue.all_keys()]
+
+    def holder_sets(self) -> set[frozenset[str]]:
+        """Of the tasks that are parked or on their way."""
+        return {*self._queues, *(task.holders for task, _ in self._flying.values())}
 
     def release(self, workers: Sequence[WorkerView]) -> list[Release]:
         """What to start now. Ties go to the worker with the fewest tasks, then to the smaller address.
@@ -169,7 +196,9 @@ class Router:
         A thread's first task comes before another's second one, wherever it lies, and among equals what is local comes first."""
         if not self._waiting:
             return []
-        look = _Look(self, workers)
+        self.fleet.see(workers)
+        self.idle_threads = self.fleet.idle
+        look = _Look(self)
         for depth in range(1, DEPTH + 1):
             look.release_local(depth)
             look.ship(depth)
@@ -178,6 +207,9 @@ class Router:
     def _send(self, task: Waiting, node: str) -> None:
         self._take(task)
         self._flying[task.key] = (task, node)
+        self._given[task.run] += 1
+        served = self._served.setdefault(node, {})
+        served[task.run] = served.get(task.run, 0.0) + task.work * self.rates.compute_rate(task.run, node)
         self._hands.setdefault(node, Counter())[task.run] += task.work
 
     def _take(self, task: Waiting) -> None:
@@ -188,21 +220,28 @@ class Router:
             del self._parked[task.run]
         queue = self._queues[task.holders]
         queue.remove(task)
-        if not queue.tasks:
-            del self._queues[task.holders]
+        if task.run not in queue.runs:
             for node in task.holders:
-                del self._of_node[node][task.holders]
-                if not self._of_node[node]:
-                    del self._of_node[node]
+                self._leave(task.run, task.holders, node)
+        if not queue.runs:
+            del self._queues[task.holders]
+
+    def _leave(self, run: str, holders: frozenset[str], node: str) -> None:
+        runs = self._of_node[node]
+        del runs[run][holders]
+        if not runs[run]:
+            del runs[run]
+        if not runs:
+            del self._of_node[node]
 
 
 class _Look:
     """One look at the cluster: the workers as they are, and what this look has already given them."""
 
-    def __init__(self, router: Router, workers: Sequence[WorkerView]) -> None:
-        self.router, self.workers = router, workers
+    def __init__(self, router: Router) -> None:
+        self.router, self.threads, self.reachable = router, router.fleet.threads, router.fleet.reachable
         self.released: list[Release] = []
-        self.room = [worker for worker in workers if worker.processing < DEPTH * worker.threads]
+        self.room = sorted(router.fleet.room.values(), key=lambda worker: worker.address)
         self.load = {worker.address: worker.processing for worker in self.room}
         self.by_node: dict[str, list[WorkerView]] = {}  # those with room
         for worker in self.room:
@@ -210,38 +249,34 @@ class _Look:
         self._busy: dict[str, float] = {}
         self._known_shares: dict[str, defaultdict[str, float]] = {}
 
-    @cached_property
-    def threads(self) -> Counter[str]:
-        """Of each live node."""
-        threads: Counter[str] = Counter()
-        for worker in self.workers:
-            threads[worker.node] += worker.threads
-        return threads
-
     # -- local ----------------------------------------------------------------------------------------------------------------------
 
     def release_local(self, depth: int) -> None:
         """Give every thread up to `depth` tasks whose chunks are there."""
         for node in sorted(self.by_node):
-            while (holders := self._next_queue(node)) is not None:
+            while (found := self._next_queue(node)) is not None:
                 worker = min(self.by_node[node], key=lambda w: (self.load[w.address] / w.threads, w.address))
                 if self.load[worker.address] >= depth * worker.threads:
                     break
-                task = self.router._queues[holders].first()
+                run, holders = found
+                task = self.router._queues[holders].first(run)
                 if depth > 1 and self._leave_to_others(task, node):
                     break
                 self._send(task, worker, LOCAL)
 
-    def _next_queue(self, node: str) -> frozenset[str] | None:
-        """What only this node can do comes before what others could do too; and that in which the others would be the latest."""
-        queues = self.router._of_node.get(node)
-        if not queues:
+    def _next_queue(self, node: str) -> tuple[str, frozenset[str]] | None:
+        """Whose turn it is, and his queue: what only this node can do comes before what others could do too; and that in which the others
+        would be the latest."""
+        runs = self.router._of_node.get(node)
+        if not runs:
             return None
+        run = self.router._turn(runs, node) if len(runs) > 1 else next(iter(runs))
+        queues = runs[run]
         if len(queues) == 1:
-            return next(iter(queues))
+            return run, next(iter(queues))
         fewest = min(map(len, queues))
         equal = sorted((holders for holders in queues if len(holders) == fewest), key=sorted)
-        return max(equal, key=lambda holders: self._others_wait(holders, node)) if len(equal) > 1 else equal[0]
+        return run, max(equal, key=lambda holders: self._others_wait(holders, node)) if len(equal) > 1 else equal[0]
 
     def _others_wait(self, holders: frozenset[str], node: str) -> float:
         """Infinite when there are no others."""
@@ -255,9 +290,9 @@ class _Look:
         return any(rates.is_slower(run, node, other) for other in self._without_own)
 
     @cached_property
-    def _without_own(self) -> list[str]:
+    def _without_own(self) -> set[str]:
         """Live nodes to which no parked task is local."""
-        return [node for node in self.threads if node not in self.router._of_node]
+        return self.threads.keys() - self.router._of_node.keys()
 
     # -- shipped --------------------------------------------------------------------------------------------------------------------
 
@@ -265,21 +300,33 @@ class _Look:
         """Tasks for threads that have less than `depth` and nothing local: the last of the queue that would take longest."""
         free = [worker for worker in self.room if worker.node not in self.router._of_node]
         hungry = [worker for worker in free for _ in range(self.load[worker.address], depth * worker.threads)]
-        for worker in sorted(hungry, key=lambda w: (self.load[w.address] / w.threads, w.address)):
+        missed = 0
+        for worker in self._some(sorted(hungry, key=lambda w: (self.load[w.address] / w.threads, w.address))):
+            if missed == _MISSES:
+                break
             for holders in islice(self._longest(), _LOOKED_AT):
-                task = self.router._queues[holders].last()
-                if self._gain(task, self._wait(holders), worker) > 0:
-                    self._send(task, worker, HOT_NODE)
+                queue, wait = self.router._queues[holders], self._wait(holders)
+                task = queue.last(self.router._turn(queue.movable(), worker.node))
+                if self._gain(task, wait, worker) > 0:
+                    self._send(task, worker, HOT_NODE if math.isfinite(wait) else PAUSED)
                     break
+            else:
+                missed += 1
+        self.router._missed += missed
+
+    def _some(self, hungry: list[WorkerView]) -> list[WorkerView]:
+        """All, beginning after those that the last looks found nothing for, where there are too many for one look."""
+        start = self.router._missed % len(hungry) if len(hungry) > _MISSES else 0
+        return hungry[start:] + hungry[:start]
 
     def _wait(self, holders: frozenset[str]) -> float:
-        """Seconds until the first of the holders has done all that is queued for it."""
-        return min(self.busy(node) for node in holders if node in self.threads)
+        """Seconds until the first of the holders has done all that is queued for it; infinite when none of them takes tasks."""
+        return min((self.busy(node) for node in holders if node in self.threads), default=math.inf)
 
     @cached_property
     def _by_wait(self) -> list[tuple[float, list[str], frozenset[str]]]:
         """A heap of the queues that have a live holder, the longest wait first. Waits only get shorter while this look ships."""
-        heap = [(-self._wait(h), sorted(h), h) for h in self.router._queues if not self.threads.keys().isdisjoint(h)]
+        heap = [(-self._wait(h), sorted(h), h) for h in self.router._queues if not self.reachable.keys().isdisjoint(h)]
         heapify(heap)
         return heap
 
@@ -296,7 +343,7 @@ class _Look:
                     heappush(heap, (-self._wait(holders), names, holders))
                     continue
                 seen.append((known, names, holders))
-                if self.router._queues[holders].last().movable:
+                if self.router._queues[holders].movable():
                     yield holders
         finally:
             for item in seen:
@@ -320,6 +367,8 @@ class _Look:
         """Whether the holders are behind the worker's node because they have more to do, or are slower; else it is noise."""
         run, shares = task.run, self._shares(task.run)
         live = [node for node in task.holders if node in self.threads]
+        if not live:
+            return True
         share = sum(shares[node] for node in sorted(live)) / len(live)
         more = share > _EQUAL_SHARES * shares[worker.node]
         return more or all(self.router.rates.is_slower(run, node, worker.node) for node in live)
@@ -341,9 +390,9 @@ class _Look:
         if node not in self._busy:
             router, rate = self.router, self.router.rates.compute_rate
             seconds = sum(work * rate(run, node) for run, work in router._hands.get(node, {}).items()) / self.threads[node]
-            for holders in router._of_node.get(node, ()):
-                for run, work in router._queues[holders].work.items():
-                    seconds += rate(run, node) * self._part(holders, work, node)
+            for run, queues in router._of_node.get(node, {}).items():
+                parts = (self._part(holders, router._queues[holders].work[run], node) for holders in queues)
+                seconds += rate(run, node) * sum(parts)
             self._busy[node] = seconds
         return self._busy[node]
 
@@ -358,5 +407,6 @@ class _Look:
         if worker.node in self._busy:
             self._busy[worker.node] += rate(task.run, worker.node) * task.work / self.threads[worker.node]
         self.router._send(task, worker.node)
+        self.router.idle_threads -= self.load[worker.address] < worker.threads
         self.load[worker.address] += 1
         self.released.append(Release(task.key, worker.address, reason))

@@ -18,20 +18,25 @@ import dask
 import distributed
 import numpy as np
 from distributed import Scheduler, SchedulerPlugin, Status
+from distributed.scheduler import TaskState, WorkerState
 
 from gpuflow import __version__
+from gpuflow.cluster.claims import Claims
+from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.inventory import Inventory
-from gpuflow.cluster.messages import PREFIX, ChunkGroup, NodeInfo
-from gpuflow.cluster.routing import Release, Router, Waiting, WorkerView
+from gpuflow.cluster.members import Members
+from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred
+from gpuflow.cluster.recall import Recall
+from gpuflow.cluster.routing import LOCAL, Release, Router, Waiting
+from gpuflow.cluster.tasks import array_of, compute_seconds, group_of, is_chunk_task, work_of
 from gpuflow.cluster.versions import NEWEST, OLDEST, routing_for
 from gpuflow.settings import routing_mode
 
 logger = logging.getLogger(__name__)
 
 PARKED = frozenset({"gpuflow://parked"})
-_CHUNK_WORK = 2**20
-"""What a chunk costs whatever its size, as so many decoded bytes: else one of 42 bytes makes all others look slow."""
-_NOTHING: Mapping[str, int] = {}
+_TAKES_NO_TASKS = frozenset({Status.paused, Status.closing_gracefully})
+"""Workers that still serve their chunks to others."""
 _LOOK_AGAIN_SECONDS = 0.02  # while threads idle beside parked tasks, or nothing runs that could end; completions look at once
 
 
@@ -58,12 +63,16 @@ class GpuflowPlugin(SchedulerPlugin):
         self.inventory, self.router = Inventory(), Router()
         self.routing = routing_for(distributed.__version__, routing_mode())
         self.broken = self._refusal()
-        self.nodes: dict[str, NodeInfo] = {}  # by worker address
+        self.members = Members()
         self.groups: dict[object, ChunkGroup] = {}
         self.reasons: dict[str, Counter[str]] = defaultdict(Counter)  # run -> why its tasks went where they went
         self.idle_seconds: dict[str, float] = defaultdict(float)  # run -> thread-seconds without work while it had tasks parked
         self._tasks: Counter[str] = Counter()  # run -> its tasks that Dask knows
         self._cursors: dict[str, int] = {}  # node -> sequence number up to which its manifest was read
+        self._recall = Recall(scheduler)
+        self._claims = Claims()
+        self.transferred: tuple[float, ...] = (0, 0, 0.0)  # between workers, by all runs
+        self._seen: dict[str, WorkerView] = {}  # by worker address
         self._idle_since: tuple[float, int, set[str]] | None = None
         self._timer: Any = None  # of the next look
         self._soon = False  # whether that is as soon as the event loop gets to it
@@ -89,11 +98,11 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def update_graph(self, scheduler: Scheduler, *, tasks: Iterable[Any], **kwargs: Any) -> None:
         """Before the first transition of new tasks: restrictions set here hold for all of them."""
-        mine = [key for key in tasks if _is_chunk_task(key) and key not in self.groups]
+        mine = [key for key in tasks if is_chunk_task(key) and key not in self.groups]
         for key in mine:  # first of all, so that no later error lets one run anywhere
             scheduler.tasks[key].worker_restrictions = set(PARKED)
         for key in mine:
-            group = _group_of(scheduler.tasks[key].run_spec)
+            group = group_of(scheduler.tasks[key].run_spec)
             if group is None:
                 raise TypeError(f"chunk task {key} holds no ChunkGroup")
             self.groups[key] = group
@@ -114,7 +123,7 @@ class GpuflowPlugin(SchedulerPlugin):
                 del self._tasks[run]
                 self.router.ended(run)
         elif finish == "memory":
-            self.router.finished(key, _compute_seconds(kwargs.get("startstops") or ()))
+            self.router.finished(key, compute_seconds(kwargs.get("startstops") or ()))
         elif finish == "erred":
             self.router.discard(key)
         elif finish == "released":
@@ -126,36 +135,86 @@ class GpuflowPlugin(SchedulerPlugin):
 
     @_guarded
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
-        info = scheduler.workers[worker].extra.get("gpuflow")
-        if info is not None:
-            self.nodes[worker] = NodeInfo(**info)
-            scheduler.loop.add_callback(self._sync_and_kick, worker)
+        answer = scheduler.workers[worker].extra.get("gpuflow")
+        if answer is None:
+            return
+        if not self.members.join(worker, answer):
+            logger.error("worker %s may not join: %s", worker, self.members.refused[worker])
+            scheduler.loop.add_callback(self._send_away, worker)
+            return
+        if self.members.has_moved(worker):
+            self._cursors.pop(self.members.nodes[worker].node, None)
+            self.inventory.forget(self.members.nodes[worker].node)
+        scheduler.loop.add_callback(self._sync_and_kick, worker)
+
+    def _send_away(self, worker: str) -> None:
+        if worker in self.scheduler.stream_comms:
+            message = {"op": "close", "reason": f"gpuflow's scheduler plugin refused it: {self.members.refused[worker]}"}
+            self.scheduler.stream_comms[worker].send(message)
 
     @_guarded
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
-        self.nodes.pop(worker, None)
+        self._seen.pop(worker, None)
+        if self.members.leave(worker):
+            self._rehome()
         self._kick()
+
+    @_guarded
+    def log_event(self, topic: str, msg: Any) -> None:
+        """The only hook that tells of a worker's status; Dask calls it before it has changed all that goes with it."""
+        if topic in self.members.nodes and isinstance(msg, dict) and msg.get("action") == "worker-status-change":
+            self.scheduler.loop.add_callback(self._status_changed, topic)
+
+    @_guarded
+    def _status_changed(self, worker: str) -> None:
+        state = self.scheduler.workers.get(worker)
+        if state is not None and state.status in _TAKES_NO_TASKS:
+            self._recall.ask(worker, self.groups.__contains__)
+        self._kick()
+
+    def valid_workers_downscaling(self, scheduler: Scheduler, workers: list[WorkerState]) -> list[WorkerState]:
+        """All but one worker of each node that alone has what tasks still need."""
+        try:
+            kept = self._indispensable()
+        except Exception as error:  # noqa: BLE001 - as in the other hooks; meanwhile all stay
+            self._break("valid_workers_downscaling", error)
+            return []
+        return [worker for worker in workers if worker.address not in kept]
+
+    def _indispensable(self) -> set[str]:
+        there: dict[str, list[WorkerState]] = defaultdict(list)
+        for address, info in self.members.nodes.items():
+            if self.scheduler.workers[address].status in (Status.running, Status.paused):
+                there[info.node].append(self.scheduler.workers[address])
+        alone = {node for holders in self._holder_sets() if len(live := holders & there.keys()) == 1 for node in live}
+        busiest = [max(there[node], key=lambda w: (w.status == Status.running, len(w.processing), w.address)) for node in alone]
+        return {worker.address for worker in busiest}
+
+    def _holder_sets(self) -> set[frozenset[str]]:
+        """Of tasks that have not ended."""
+        if self.routing == "late":
+            return self.router.holder_sets()
+        tasks = self.scheduler.tasks
+        return {self._holders(group) for key, group in self.groups.items() if tasks[key].state not in ("memory", "erred")}
 
     # -- parking and releasing --------------------------------------------------------------------------------------------------
 
     def _holders(self, group: ChunkGroup) -> frozenset[str]:
-        return frozenset([group.node]) if group.node else self.inventory.common_holders(_array(group), group.chunks)
-
-    def _live(self) -> set[str]:
-        return {info.node for info in self.nodes.values()}
+        live = self.members.workers_of.keys()
+        return frozenset([group.node]) if group.node else self.inventory.local_to(array_of(group), group.chunks, live)
 
     def _restrict(self, key: Any) -> None:
         """Where the task may run: nowhere until it is released, or in strict mode on its holders' workers."""
         addresses: set[str] = set()
         if self.routing == "strict":
             holders = self._holders(self.groups[key])
-            addresses = {address for address, info in self.nodes.items() if info.node in holders}
+            addresses = {address for address, info in self.members.nodes.items() if info.node in holders}
         self.scheduler.tasks[key].worker_restrictions = addresses or set(PARKED)
 
     def _park(self, key: Any) -> None:
         if self.routing == "late":
             group = self.groups[key]
-            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, _work(group), group.movable))
+            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, work_of(group), group.movable))
 
     def _stuck(self) -> list[Any]:
         """Strict mode's tasks that no worker may take."""
@@ -164,7 +223,7 @@ class GpuflowPlugin(SchedulerPlugin):
 
     def _stranded(self) -> list[Any]:
         """Tasks that wait for a node which is not there."""
-        live = self._live()
+        live = self.members.workers_of.keys()
         if self.routing == "late":
             return self.router.stranded(live)
         return [key for key in self._stuck() if not self._holders(self.groups[key]) & live]
@@ -181,13 +240,11 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def _release(self) -> None:
         self._timer = None
-        workers = self._views()
-        self._count_idle(workers)
-        released = [] if self.broken else [release for release in self.router.release(workers) if self._pin(release)]
+        released = [] if self.broken else [release for release in self.router.release(self._views()) if self._pin(release)]
+        self._count_idle()
         if released:
             states = {release.key: "processing" for release in released}
             self.scheduler.transitions(states, stimulus_id=f"gpuflow-release-{time.time()}")
-            self._count_idle(workers, Counter(release.worker for release in released))
         if self._idle_since is not None or self.router.stalled:
             self._kick(_LOOK_AGAIN_SECONDS)
 
@@ -196,34 +253,56 @@ class GpuflowPlugin(SchedulerPlugin):
         if task is None or task.state != "no-worker":
             self.router.discard(release.key)
             return False
+        group = self.groups[release.key]
+        if release.reason == LOCAL and self.members.nodes[release.worker].node not in self._holders(group):
+            self._park(release.key)  # its node turned out not to have the chunks, or others have newer ones
+            self._kick()
+            return False
         task.worker_restrictions = {release.worker}
-        self.reasons[self.groups[release.key].run][release.reason] += len(self.groups[release.key].chunks)
+        self._tell_holders(task, group, release)
+        self.reasons[group.run][release.reason] += len(group.chunks)
         return True
 
-    def _views(self) -> list[WorkerView]:
-        workers = ((address, self.scheduler.workers.get(address)) for address in sorted(self.nodes))
-        return [
-            WorkerView(address, self.nodes[address].node, state.nthreads, len(state.processing))
-            for address, state in workers
-            if state is not None and state.status == Status.running
-        ]
+    def _tell_holders(self, task: TaskState, group: ChunkGroup, release: Release) -> None:
+        """Have the task say why its worker does not hold its chunks, and who does: it need not ask."""
+        task.annotations = {name: value for name, value in (task.annotations or {}).items() if name != SHIPPED}
+        if release.reason != LOCAL:
+            holders = set(self.inventory.holders(array_of(group), group.chunks))
+            nodes = frozenset.intersection(*holders) & self.members.workers_of.keys()
+            addresses = sorted(address for node in nodes for address in self.members.workers_of[node])
+            task.annotations[SHIPPED] = (release.reason, addresses)
 
-    def _count_idle(self, workers: list[WorkerView], given: Mapping[str, int] = _NOTHING) -> None:
-        """Count the time since the last look, and remember how many threads idle now. given: tasks since `workers` were looked at."""
+    def _views(self) -> list[WorkerView]:
+        return [view for address, info in self.members.nodes.items() if (view := self._view(address, info.node)) is not None]
+
+    def _view(self, address: str, node: str) -> WorkerView | None:
+        """The same object as before, if nothing has changed. None when the worker neither works nor serves."""
+        state = self.scheduler.workers.get(address)
+        if state is None or (state.status != Status.running and state.status not in _TAKES_NO_TASKS):
+            return None
+        threads, processing, known = state.nthreads, len(state.processing), self._seen.get(address)
+        if state.status != Status.running:
+            threads = 0
+        if known is None or known.processing != processing or known.threads != threads:
+            known = self._seen[address] = WorkerView(address, node, threads, processing)
+        return known
+
+    def _count_idle(self) -> None:
+        """Count the time since the last look, and remember how many threads idle now, beside parked tasks of which runs."""
         now = time.monotonic()
         if self._idle_since is not None:
             since, threads, runs = self._idle_since
             for run in runs:
                 self.idle_seconds[run] += threads * (now - since) / len(runs)
-        idle = sum(max(worker.threads - worker.processing - given.get(worker.address, 0), 0) for worker in workers)
-        runs = self.router.waiting_runs() if idle else set()
-        self._idle_since = (now, idle, runs) if runs else None
+        runs = self.router.waiting_runs() if self.router.idle_threads else set()
+        self._idle_since = (now, self.router.idle_threads, runs) if runs else None
 
     # -- inventory --------------------------------------------------------------------------------------------------------------
 
     async def _sync_and_kick(self, worker: str) -> None:
         try:
             await self._sync(worker)
+            self._rehome()
         except OSError:  # it went away again; when it comes back it is asked again
             logger.info("worker %s left before it reported its chunks", worker)
         except Exception as error:  # noqa: BLE001 - nobody awaits this
@@ -232,20 +311,19 @@ class GpuflowPlugin(SchedulerPlugin):
 
     async def _sync(self, worker: str) -> None:
         """Read what the worker's node committed since it was last asked. OSError when the worker is gone."""
-        if worker not in self.nodes:
+        if worker not in self.members.nodes:
             raise OSError(f"worker {worker} has left")
-        node = self.nodes[worker].node
+        node = self.members.nodes[worker].node
         report = await self.scheduler.rpc(worker).gf_changes(since=self._cursors.get(node, 0))
         for dataset, array, chunks, generations in report["arrays"]:
             columns = (np.frombuffer(column, np.uint32) for column in (chunks, generations))
             self.inventory.report(node, (dataset, array), *columns)
         self._cursors[node] = max(self._cursors.get(node, 0), report["newest"])
-        self._rehome()
 
     def _rehome(self) -> None:
         """Parked tasks whose holders are now known otherwise go to the queue where they belong."""
         if self.routing == "late":
-            for key in self.router.stranded(self._live()):
+            for key in self.router.stranded(self.members.workers_of):
                 self._park(key)
             return
         stuck = self._stuck()
@@ -255,18 +333,31 @@ class GpuflowPlugin(SchedulerPlugin):
         self.scheduler.transitions(free, stimulus_id=f"gpuflow-rehome-{time.time()}")
 
     @_guarded
-    def handle_delta(self, worker: str, node: str, commits: list[Any], transfer: tuple[int, float]) -> None:
-        """A worker committed chunks: [(dataset, array, chunks, generations), ...]; it fetched `transfer` = (bytes, seconds)."""
+    def handle_delta(self, worker: str, node: str, commits: list[Any], transfer: Transferred) -> None:
+        """A worker committed chunks: [(dataset, array, chunks, generations), ...]; it fetched `transfer`."""
         for dataset, array, chunks, generations in commits:
             self.inventory.report(node, (dataset, array), np.asarray(chunks, np.uint32), np.asarray(generations, np.uint32))
-        self.router.rates.transferred(*transfer)
+        chunks, nbytes, seconds = transfer
+        self.router.rates.transferred(nbytes, seconds)
+        self.transferred = tuple(a + b for a, b in zip(self.transferred, transfer, strict=True))
+
+    @_guarded
+    def handle_lacks(self, worker: str, node: str, dataset: str, array: str, chunks: list[int]) -> None:
+        """A worker found that its node cannot serve `chunks`. Tasks go to the other live nodes that hold them from now on; of the only
+        one that is known to hold a chunk nothing is withdrawn: its error tells most."""
+        others = self.members.workers_of.keys() - {node}
+        holders = self.inventory.holders((dataset, array), chunks)
+        gone = [chunk for chunk, nodes in zip(chunks, holders, strict=True) if node in nodes and nodes & others]
+        if gone:
+            logger.warning("node %s cannot serve %d chunks of %s/%s that it reported: others do", node, len(gone), dataset, array)
+            self.inventory.withdraw(node, (dataset, array), gone)
 
     # -- what clients and workers ask ---------------------------------------------------------------------------------------------
 
     async def handle_sync(self) -> None:
         """Read what every node committed since it was last asked: another cluster may have used the same roots."""
         synced = set()
-        for address, info in list(self.nodes.items()):
+        for address, info in list(self.members.nodes.items()):
             if info.node in synced:
                 continue
             try:
@@ -274,6 +365,7 @@ class GpuflowPlugin(SchedulerPlugin):
                 synced.add(info.node)
             except OSError:  # another worker of its node is asked, or its next one when it joins
                 logger.info("worker %s did not report its chunks", address)
+        self._rehome()
 
     async def handle_drop(self, dataset: str) -> None:
         """A dataset was removed from the nodes."""
@@ -287,21 +379,27 @@ class GpuflowPlugin(SchedulerPlugin):
             "broken": self.broken,
             "workers": {
                 address: {**asdict(info), "threads": state.nthreads}
-                for address, info in self.nodes.items()
+                for address, info in self.members.nodes.items()
                 if (state := self.scheduler.workers.get(address)) is not None
             },
-            "foreign": sorted(set(self.scheduler.workers) - set(self.nodes)),
+            "foreign": sorted(set(self.scheduler.workers) - set(self.members.nodes) - set(self.members.refused)),
+            "refused": dict(self.members.refused),
         }
 
     async def handle_locate(self, dataset: str, array: str, chunks: list[int]) -> list[list[str]]:
         """Addresses of live workers on nodes that hold each of `chunks`."""
         addresses: dict[str, list[str]] = defaultdict(list)
-        for address, info in sorted(self.nodes.items()):
+        for address, info in sorted(self.members.nodes.items()):
             addresses[info.node].append(address)
         return [
             [address for node in sorted(holders) for address in addresses[node]]
             for holders in self.inventory.holders((dataset, array), chunks)
         ]
+
+    async def handle_claim(self, node: str, dataset: str, array: str, chunks: list[int], most: int) -> list[int]:
+        """Those of `chunks` that `node` may keep a copy of."""
+        holders = self.inventory.holders((dataset, array), chunks)
+        return self._claims.grant(node, (dataset, array), chunks, holders, most, time.monotonic())
 
     async def handle_holders(self, dataset: str, array: str, count: int) -> list[list[str]]:
         """Nodes that hold the newest generation of chunks 0 to count - 1."""
@@ -313,6 +411,7 @@ class GpuflowPlugin(SchedulerPlugin):
             "broken": self.broken,
             "reasons": dict(self.reasons[run]),
             "idle_seconds": self.idle_seconds[run],
+            "transferred": self.transferred,
             "stranded": [key for key in self._stranded() if self.groups[key].run == run],
         }
 
@@ -324,42 +423,12 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.handlers["gf_info"] = plugin.handle_info
     scheduler.handlers["gf_drop"] = plugin.handle_drop
     scheduler.handlers["gf_locate"] = plugin.handle_locate
+    scheduler.handlers["gf_claim"] = plugin.handle_claim
     scheduler.handlers["gf_holders"] = plugin.handle_holders
     scheduler.handlers["gf_run"] = plugin.handle_run
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
+    scheduler.stream_handlers["gf_lacks"] = plugin.handle_lacks
     scheduler.add_plugin(plugin)
     for worker in list(scheduler.workers):  # a restarted scheduler may have been found before it had the plugin
         plugin.add_worker(scheduler, worker)
     return plugin
-
-
-def _is_chunk_task(key: Any) -> bool:
-    return isinstance(key, tuple) and isinstance(key[0], str) and key[0].startswith(PREFIX)
-
-
-def _array(group: ChunkGroup) -> tuple[str, str]:
-    return group.dataset, group.array
-
-
-def _group_of(run_spec: Any) -> ChunkGroup | None:
-    """The ChunkGroup among a task's arguments: tasks are routed by what they hold, since annotations get lost on the way."""
-    if isinstance(run_spec, ChunkGroup):
-        return run_spec
-    if isinstance(run_spec, dict):
-        parts: Iterable[Any] = run_spec.values()
-    elif isinstance(run_spec, list | tuple):
-        parts = run_spec
-    elif hasattr(run_spec, "args"):
-        parts = [*run_spec.args, *getattr(run_spec, "kwargs", {}).values()]
-    else:
-        return None
-    return next((found for part in parts if (found := _group_of(part)) is not None), None)
-
-
-def _compute_seconds(startstops: Iterable[Mapping[str, Any]]) -> float:
-    return float(sum(part["stop"] - part["start"] for part in startstops if part["action"] == "compute"))
-
-
-def _work(group: ChunkGroup) -> int:
-    """What the time of a task is proportional to."""
-    return group.work + _CHUNK_WORK * len(group.chunks)

@@ -20,6 +20,8 @@ MOST_NBYTES = 256 * 2**20
 MOST_SECONDS = 1.0
 LEAST_SECONDS = 0.03
 """Of a task, by what its chunks are expected to take: from one sign of progress to the next, and against the cost of a task."""
+_SCHEDULER_SECONDS = 0.0005
+"""Of the one scheduler for a task: 313 to 490 us were measured. With many threads tasks must be longer for it, or they wait for it."""
 _FIRST_PER_SLOT = 2  # as many as the scheduler lets wait at a thread
 _FIRST_NBYTES = 32 * 2**20  # decoded: ten milliseconds for what is fast
 _PARTS = 8  # of a thread's share of what is left: the next task
@@ -36,10 +38,13 @@ def by_holders(chunks: Sequence[int], keys: Sequence[K], slots: Mapping[K, int],
 
 
 class Cutter:
-    """The tasks of one `group` of chunks with the same holders, however many; `slots` threads are there for them."""
+    """The tasks of one `group` of chunks with the same holders, however many; `slots` threads are there for them, of the `threads` of the
+    cluster."""
 
-    def __init__(self, group: ChunkGroup, slots: int) -> None:
+    def __init__(self, group: ChunkGroup, slots: int, threads: int = 1) -> None:
         self._group, self._slots, self._next = group, slots, 0
+        self._least_seconds = max(LEAST_SECONDS, _SCHEDULER_SECONDS * threads)
+        self._most_seconds = max(MOST_SECONDS, self._least_seconds)
 
     def first(self) -> Iterator[ChunkGroup]:
         """Short tasks to begin with."""
@@ -51,7 +56,7 @@ class Cutter:
 
     def rest(self, seconds: float | None) -> Iterator[ChunkGroup]:
         """All others, the shortest last. seconds: what a chunk takes, None when that is not known."""
-        least, most = (LEAST_SECONDS / seconds, MOST_SECONDS / seconds) if seconds else (1, MOST_CHUNKS)
+        least, most = (self._least_seconds / seconds, self._most_seconds / seconds) if seconds else (1, MOST_CHUNKS)
         fair = -(-self._left // self._slots)
         while self._left:
             size = max(self._left // (_PARTS * self._slots), min(round(least), fair))

@@ -12,6 +12,7 @@ from gpuflow.cluster import inventory as module
 from gpuflow.cluster.inventory import Inventory
 
 ARRAYS = [("a", "x"), ("a", "y"), ("b", "x")]
+LIVE = frozenset(f"n{number}" for number in range(10))
 Report = tuple[str, tuple[str, str], dict[int, int]]
 
 reports = st.lists(
@@ -47,13 +48,14 @@ def test_any_order_of_repeated_reports_gives_the_newest(told: list[Report], rand
         want = [expected(told, array, chunk) for chunk in range(50)]
         assert inventory.holders(array, range(50)) == want
         for pick in ([3], [0, 1], [40, 3, 3]):
-            assert inventory.common_holders(array, pick) == frozenset.intersection(*(want[chunk] for chunk in pick))
+            common = frozenset.intersection(*(want[chunk] for chunk in pick))
+            assert inventory.local_to(array, pick, common) == common
 
 
 def test_chunks_and_arrays_that_nobody_reported() -> None:
     inventory = Inventory()
     assert inventory.holders(("a", "x"), [0, 7]) == [frozenset(), frozenset()]
-    assert inventory.common_holders(("a", "x"), [0]) == frozenset()
+    assert inventory.local_to(("a", "x"), [0], LIVE) == frozenset()
     tell(inventory, ("n0", ("a", "x"), {2: 1}))
     assert inventory.holders(("a", "x"), [-1, 0, 2, 3, 10**9]) == [
         frozenset(),
@@ -62,7 +64,46 @@ def test_chunks_and_arrays_that_nobody_reported() -> None:
         frozenset(),
         frozenset(),
     ]
-    assert inventory.common_holders(("a", "x"), []) == frozenset()
+    assert inventory.local_to(("a", "x"), [], LIVE) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("live", "want"),
+    [
+        ({"n0", "n1", "n2"}, {"n0"}),  # has all
+        ({"n1", "n2"}, {"n1"}),  # of the live ones the one that has the most
+        ({"n0"}, {"n0"}),
+        ({"n1"}, {"n0"}),  # n2's chunk cannot be had: wait for n0
+        (set(), {"n0"}),
+    ],
+)
+def test_a_task_is_local_to_those_that_have_all_of_it_else_the_most(live: set[str], want: set[str]) -> None:
+    inventory = Inventory()
+    tell(inventory, ("n0", ("a", "x"), {0: 1, 1: 1, 2: 1}))
+    tell(inventory, ("n1", ("a", "x"), {0: 1, 1: 1}))
+    tell(inventory, ("n2", ("a", "x"), {2: 1}))
+    assert inventory.local_to(("a", "x"), [0, 1, 2], live) == want
+
+
+def test_chunks_that_lie_apart_are_local_to_whoever_has_the_most() -> None:
+    inventory = Inventory()
+    for node, rows in {"n0": [0, 1], "n1": [2, 3], "n2": [4]}.items():
+        tell(inventory, (node, ("a", "x"), dict.fromkeys(rows, 1)))
+    assert inventory.local_to(("a", "x"), range(5), LIVE) == {"n0", "n1"}
+    assert inventory.local_to(("a", "x"), range(6), LIVE) == frozenset(), "nobody has the last one"
+
+
+def test_a_node_that_is_forgotten_may_report_anew() -> None:
+    inventory = Inventory()
+    tell(inventory, ("n0", ("a", "x"), {0: 2, 1: 1}))
+    tell(inventory, ("n1", ("b", "x"), {0: 1}))
+    tell(inventory, ("n0", ("b", "x"), {0: 1}))
+    inventory.forget("n0")
+    inventory.forget("never seen")
+    assert inventory.holders(("a", "x"), [0, 1]) == [frozenset(), frozenset()]
+    assert inventory.holders(("b", "x"), [0]) == [{"n1"}]
+    tell(inventory, ("n0", ("a", "x"), {0: 1, 1: 1}))
+    assert inventory.holders(("a", "x"), [0, 1]) == [{"n0"}, {"n0"}], "what was restored is older, and the newest there is"
 
 
 def test_an_empty_report_changes_nothing() -> None:
@@ -87,7 +128,7 @@ def test_growing_chunk_by_chunk_takes_at_most_twice_the_room(count: int) -> None
     for chunk in range(count):
         tell(inventory, ("n0", ("a", "x"), {chunk: 1}))
     assert sum(column.nbytes for column in inventory._columns["a", "x"]) <= 16 * count
-    assert inventory.common_holders(("a", "x"), range(count)) == {"n0"}
+    assert inventory.local_to(("a", "x"), range(count), LIVE) == {"n0"}
 
 
 def test_a_large_report_is_merged_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +146,7 @@ def test_a_thousand_nodes_take_no_more_room_than_one() -> None:
     for number in range(1000):
         tell(inventory, (f"n{number}", ("a", "x"), dict.fromkeys(range(number, 10000, 1000), 1)))
     assert sum(column.nbytes for column in inventory._columns["a", "x"]) <= 10 * 10_000
-    assert inventory.common_holders(("a", "x"), [7, 1007, 9007]) == {"n7"}
+    assert inventory.local_to(("a", "x"), [7, 1007, 9007], LIVE) == {"n7"}
 
 
 @pytest.mark.parametrize("chunk", [2**31, 2**32 - 1])

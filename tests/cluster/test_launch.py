@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,17 @@ def test_roots_of_an_embedded_cluster(tmp_path: Path) -> None:
     for root in reversed(roots):
         NodeStore(root).close()
     assert existing_roots(tmp_path) == roots, "10 comes after 9"
+
+
+def test_two_roots_that_are_one_node_are_refused_by_name(tmp_path: Path) -> None:
+    first, second = node_roots(tmp_path, 2)
+    NodeStore(first).close()
+    shutil.copytree(first, second)
+    with pytest.raises(ClusterError, match=f"{first} and {second} both say that they are node .*delete its node.json"):
+        EmbeddedCluster(tmp_path, nodes=2)
+    (second / "node.json").unlink()
+    with closing(NodeStore(first)) as one, closing(NodeStore(second)) as other:
+        assert one.node_id != other.node_id
 
 
 def test_only_what_holds_a_node_exists(tmp_path: Path) -> None:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gpuflow.cluster.routing import DEPTH, HOT_NODE, LOCAL, Router, Waiting, WorkerView
+from gpuflow.cluster.fleet import DEPTH, WorkerView
+from gpuflow.cluster.routing import HOT_NODE, LOCAL, PAUSED, Router, Waiting
 
 from .simulator import Simulation, chunks, even
 
@@ -207,6 +211,116 @@ def test_workers_of_a_node_share_its_queue_by_threads() -> None:
     assert Counter(r.worker for r in router.release(workers)) == {"a": DEPTH, "b": 3 * DEPTH}
 
 
+def served_in_turn(nodes: dict[str, int], tasks: list[Waiting], seconds: Mapping[str, float]) -> Iterator[tuple[str, float]]:
+    """(run, seconds it has had so far) of each task as it ends, on nodes that are always busy. seconds: what a task of a run takes."""
+    router, had = Router(), Counter[str]()
+    for task in tasks:
+        router.park(task)
+    running: list[tuple[float, int, object, str, str]] = []
+    now, numbers, runs = 0.0, count(), {task.key: task.run for task in tasks}
+    load = Counter[str]()
+    while True:
+        for release in router.release([view(node, load[node], threads) for node, threads in nodes.items()]):
+            load[release.worker] += 1
+            run = runs[release.key]
+            heappush(running, (now + seconds[run], next(numbers), release.key, release.worker, run))
+        if not running:
+            return
+        now, _, key, node, run = heappop(running)
+        load[node] -= 1
+        router.finished(key, seconds[run])
+        had[run] += seconds[run]
+        yield run, had[run]
+
+
+@pytest.mark.parametrize("seconds", [{"a": 0.05, "b": 0.05}, {"a": 1.0, "b": 0.01}, {"a": 0.01, "b": 1.0}])
+def test_two_runs_on_one_node_get_the_same_time(seconds: dict[str, float]) -> None:
+    tasks = [*chunks(*["n0"] * 2000, run="a", movable=False), *chunks(*["n0"] * 2000, run="b", movable=False)]
+    had = {"a": 0.0, "b": 0.0}
+    for run, total in islice(served_in_turn({"n0": 1}, tasks, seconds), 1500):
+        had[run] = total
+        longest = max(seconds.values())
+        assert abs(had["a"] - had["b"]) <= (DEPTH + 2) * longest + 0.1, "as far apart as what is in hand, and a first guess"
+    assert min(had.values()) > 5
+
+
+def test_a_short_run_ends_long_before_the_long_one_that_came_first() -> None:
+    pairs = [frozenset({"n0", "n1"})] * 40
+    for short in (chunks(*["n0"] * 40, run="b", movable=False), chunks(*pairs, run="b", movable=False)):
+        tasks = [*chunks(*["n0", "n1"] * 2000, run="a", movable=False), *short]
+        ended = [run for run, _ in served_in_turn({"n0": 1, "n1": 1}, tasks, {"a": 0.05, "b": 0.05})]
+        assert len(ended) == 4040
+        assert ended[:200].count("b") == 40
+
+
+def test_a_run_that_comes_later_is_owed_nothing_for_the_time_before() -> None:
+    router = Router()
+    for task in chunks(*["n0"] * 300, run="a", movable=False):
+        router.park(task)
+    for _ in range(100):
+        (release,) = router.release([view("n0", DEPTH - 1)])
+        router.finished(release.key, 0.05)
+    for task in chunks(*["n0"] * 300, run="b", movable=False):
+        router.park(task)
+    taken = []
+    for _ in range(20):
+        (release,) = router.release([view("n0", DEPTH - 1)])
+        router.finished(release.key, 0.05)
+        taken.append(release.key[0])  # type: ignore[index]
+    assert 8 <= taken.count("a") <= 12
+
+
+def test_runs_take_turns_when_they_are_shipped() -> None:
+    router = Router()
+    for task in [*chunks(*["n0"] * 50, run="a"), *chunks(*["n0"] * 50, run="b")]:
+        router.park(task)
+    released = router.release([view("n0", DEPTH, 1), *(view(f"idle{i}") for i in range(3))])
+    assert Counter(release.key[0] for release in released) == {"a": 3, "b": 3}  # type: ignore[index]
+
+
+def test_of_many_idle_nodes_the_one_that_can_help_gets_its_turn() -> None:
+    router = Router()
+    nodes = [f"idle{number:03}" for number in range(200)]
+    for task in chunks(*["n0"] * 50):
+        router.park(task)
+    router.rates.paces["r"] = {"n0": (1e-8, 9)} | dict.fromkeys(nodes, (1.0, 9)) | {"idle150": (1e-8, 9)}
+    looks = [router.release([view("n0", DEPTH), *map(view, nodes)]) for _ in range(8)]
+    assert [release.worker for look in looks for release in look][:DEPTH] == ["idle150"] * DEPTH
+
+
+def paused(node: str, processing: int = 0) -> WorkerView:
+    return view(node, processing, threads=0)
+
+
+def test_a_paused_node_is_given_nothing_and_its_chunks_are_shipped() -> None:
+    router = Router()
+    for task in [*chunks(*["n0"] * 4, run="a"), *chunks(*["n0"] * 4, run="fixed", movable=False)]:
+        router.park(task)
+    released = router.release([paused("n0", 1), view("n1")])
+    assert [(release.worker, release.reason) for release in released] == [("n1", PAUSED)] * DEPTH
+    assert {release.key[0] for release in released} == {"a"}  # type: ignore[index]
+    assert router.stranded(["n0", "n1"]) == []
+    assert router.release([view("n1")]) == [], "from a node that is not there nothing can be shipped"
+
+
+def test_of_two_holders_the_paused_one_is_not_waited_for() -> None:
+    router = Router()
+    for task in chunks(*[frozenset({"n0", "n1"})] * 20):
+        router.park(task)
+    released = router.release([paused("n0"), view("n1"), view("n2")])
+    assert Counter((release.worker, release.reason) for release in released) == {("n1", LOCAL): DEPTH, ("n2", HOT_NODE): DEPTH}
+
+
+def test_holder_sets_are_those_of_what_waits_or_is_on_its_way() -> None:
+    router = Router()
+    for task in chunks("n0", "n1", "n1", "n1"):
+        router.park(task)
+    (first, *_) = router.release([view("n0")])
+    assert router.holder_sets() == {frozenset({"n0"}), frozenset({"n1"})}
+    router.finished(first.key, 0.1)
+    assert router.holder_sets() == {frozenset({"n1"})}
+
+
 def test_what_a_run_taught_goes_with_it() -> None:
     router = Router()
     for task in chunks("n0", "n1", run="r"):
@@ -219,6 +333,8 @@ def test_what_a_run_taught_goes_with_it() -> None:
     assert not router.rates.paces
     assert not router._shares
     assert not router._done
+    assert not any(router._served.values())
+    assert not router._given
     assert not router._queues
     assert router.waiting_runs() == set()
 
@@ -334,7 +450,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert sorted(self.router.stranded([])) == sorted(self.parked)  # type: ignore[type-var]
         assert self.router.waiting_runs() == {self.tasks[key].run for key in self.parked}
         for queue in self.router._queues.values():
-            assert sum(queue.work.values()) == sum(task.work for task in queue.tasks.values())
+            assert queue.work == {run: sum(task.work for task in tasks.values()) for run, tasks in queue.runs.items()}
 
 
 TestLifecycle = Lifecycle.TestCase

@@ -5,109 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import dask
-import numpy as np
 import pytest
 from dask.task_spec import Task, TaskRef
-from distributed import Client, LocalCluster, Status, Worker, get_worker
+from distributed import Status, Worker
 
 from gpuflow.cluster import scheduler_plugin
-from gpuflow.cluster.messages import PREFIX, ChunkGroup
+from gpuflow.cluster.messages import PREFIX
 from gpuflow.cluster.scheduler_plugin import PARKED, GpuflowPlugin
 
-CHUNKS = 40
-
-
-def group(chunk: int, run: str = "r", **options: Any) -> ChunkGroup:
-    return ChunkGroup(run, "d", "x", (chunk,), (1,), (0,), nbytes=1000, work=100_000_000, **options)
-
-
-def where(part: ChunkGroup | None, seconds: float = 0.0) -> str:
-    time.sleep(seconds)
-    return str(get_worker().name).split("-")[0]
-
-
-def fail(part: ChunkGroup) -> None:
-    raise KeyError(part.chunks[0])
-
-
-class Cluster:
-    """A scheduler with the plugin, workers of fake nodes that hold what `held` says, and a client."""
-
-    def __init__(self, cluster: Any, client: Any, plugin: GpuflowPlugin) -> None:
-        self.cluster, self.client, self.plugin = cluster, client, plugin
-        self.scheduler = cluster.scheduler
-        self.workers: dict[str, Worker] = {}
-
-    async def start(self, name: str, held: Any = (), **options: Any) -> Worker:
-        """A worker of node `name` (up to a dash), which holds chunks `held` at generation 1."""
-        worker = Worker(self.scheduler.address, nthreads=1, name=name, memory_limit=0, **options)
-        columns = (np.array(list(held), np.uint32).tobytes(), np.ones(len(held), np.uint32).tobytes())
-
-        async def changes(since: int) -> dict[str, Any]:
-            return {"newest": 1, "arrays": [("d", "x", *columns)] if since < 1 and len(held) else []}
-
-        worker.handlers["gf_changes"] = changes
-        worker.startup_information["gpuflow"] = lambda worker: {"node": name.split("-")[0], "root": "/nowhere"}
-        self.workers[name] = await worker
-        return worker
-
-    def submit(self, number: int, run: str = "r", function: Any = where, **options: Any) -> list[Any]:
-        seconds = options.pop("seconds", 0.0)
-        keys = [(f"{PREFIX}map-{run}", i) for i in range(number)]
-        graph = {
-            key: Task(key, function, group(key[1], run, **options), *([seconds] if function is where else [])) for key in keys
-        }
-        futures: list[Any] = self.client.get(graph, keys, sync=False)
-        return futures
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come about"
-            await asyncio.sleep(0.005)
-
-    def states(self) -> Counter[str]:
-        return Counter(task.state for task in self.scheduler.tasks.values())
-
-    def assert_clean(self) -> None:
-        assert not self.plugin.groups
-        assert not self.plugin.router.waiting
-        assert not self.plugin.router._flying
-        assert not self.plugin.router._shares
-        assert not self.plugin._tasks
-
-
-@asynccontextmanager
-async def started(nodes: int = 3) -> AsyncIterator[Cluster]:
-    """`nodes` nodes n0, n1, ...; chunk i is on node i % nodes."""
-    options = {"dashboard_address": ":0", "scheduler_kwargs": {"validate": True}}
-    async with (
-        LocalCluster(n_workers=0, processes=False, asynchronous=True, **options) as local,
-        Client(local, asynchronous=True) as client,
-    ):
-        cluster = Cluster(local, client, scheduler_plugin.install(local.scheduler))
-        try:
-            for i in range(nodes):
-                await cluster.start(f"n{i}", range(i, CHUNKS, nodes))
-            await cluster.until(lambda: len(cluster.plugin._cursors) == nodes)
-            yield cluster
-        finally:
-            await asyncio.gather(*(worker.close() for worker in cluster.workers.values()))
-
-
-def scenario(test: Callable[..., Awaitable[None]], **options: Any) -> None:
-    async def main() -> None:
-        async with started(**options) as cluster:
-            await test(cluster)
-
-    with dask.config.set({"distributed.comm.timeouts.connect": "5s"}):
-        asyncio.run(main())
+from .in_process import CHUNKS, Cluster, fail, group, scenario, where
 
 
 def test_chunk_tasks_run_on_holders() -> None:
@@ -162,7 +72,7 @@ def test_a_chunk_task_without_a_group_breaks_visibly() -> None:
     scenario(test)
 
 
-@pytest.mark.parametrize("hook", ["_group_of", "_restrict", "_park", "_release", "_pin"])
+@pytest.mark.parametrize("hook", ["group_of", "_restrict", "_park", "_release", "_pin"])
 def test_an_error_in_a_hook_runs_nothing_anywhere(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*args: Any) -> None:
         raise ZeroDivisionError("boom")
@@ -171,7 +81,7 @@ def test_an_error_in_a_hook_runs_nothing_anywhere(hook: str, monkeypatch: pytest
         if hook == "_release":
             monkeypatch.setattr(cluster.plugin.router, "release", explode)
         else:
-            monkeypatch.setattr(scheduler_plugin if hook == "_group_of" else GpuflowPlugin, hook, explode)
+            monkeypatch.setattr(scheduler_plugin if hook == "group_of" else GpuflowPlugin, hook, explode)
         futures = cluster.submit(6)
         foreign = cluster.client.submit(sum, [1, 2])
         await cluster.until(lambda: bool(cluster.plugin.broken))
@@ -340,9 +250,9 @@ def test_cancel_leaves_nothing() -> None:
 def test_a_worker_that_leaves_before_it_is_asked() -> None:
     async def test(cluster: Cluster) -> None:
         worker = await cluster.start("n9", [0])
-        cluster.plugin.nodes.pop(worker.address)
+        cluster.plugin.members.nodes.pop(worker.address)
         await cluster.plugin._sync_and_kick(worker.address)
-        cluster.plugin.nodes["tcp://127.0.0.1:1"] = cluster.plugin.nodes[cluster.workers["n1"].address]
+        cluster.plugin.members.nodes["tcp://127.0.0.1:1"] = cluster.plugin.members.nodes[cluster.workers["n1"].address]
         await cluster.plugin.handle_sync()  # one of n1's workers does not answer, the other one does
         assert not cluster.plugin.broken
 
@@ -352,7 +262,7 @@ def test_a_worker_that_leaves_before_it_is_asked() -> None:
 
 def test_a_report_that_makes_no_sense_stops_runs() -> None:
     async def test(cluster: Cluster) -> None:
-        cluster.plugin.handle_delta("w", "n0", [("d", "x", [1], [-5])], (0, 0.0))
+        cluster.plugin.handle_delta("w", "n0", [("d", "x", [1], [-5])], (0, 0, 0.0))
         assert "in handle_delta" in cluster.plugin.broken
 
     scenario(test, nodes=1)
@@ -362,7 +272,7 @@ def test_deltas_and_questions() -> None:
     async def test(cluster: Cluster) -> None:
         plugin, addresses = cluster.plugin, {name: worker.address for name, worker in cluster.workers.items()}
         assert await plugin.handle_holders("d", "x", 4) == [["n0"], ["n1"], ["n2"], ["n0"]]
-        plugin.handle_delta("w", "n1", [("d", "x", [0, 1], [1, 2])], (10**6, 0.5))
+        plugin.handle_delta("w", "n1", [("d", "x", [0, 1], [1, 2])], (9, 10**6, 0.5))
         assert await plugin.handle_holders("d", "x", 2) == [["n0", "n1"], ["n1"]]
         assert await plugin.handle_locate("d", "x", [0, 2, 99]) == [[addresses["n0"], addresses["n1"]], [addresses["n2"]], []]
         assert plugin.router.rates.transfer > 1e-8
@@ -378,6 +288,97 @@ def test_parked_tasks_follow_what_becomes_known() -> None:
         assert len((await cluster.plugin.handle_run("r"))["stranded"]) == 2
         await cluster.start("n7", [CHUNKS, CHUNKS + 1])
         assert (await cluster.client.gather(futures))[-2:] == ["n7", "n7"]
+
+    scenario(test)
+
+
+def test_what_a_node_turns_out_not_to_have_is_done_by_other_holders() -> None:
+    async def test(cluster: Cluster) -> None:
+        plugin = cluster.plugin
+        await cluster.start("n3", range(0, CHUNKS, 3))  # replicas of what n0 has
+        await cluster.until(lambda: plugin.inventory.holders(("d", "x"), [0]) == [{"n0", "n3"}])
+        futures = cluster.submit(CHUNKS, seconds=0.02, movable=False)
+        await cluster.until(lambda: cluster.states()["memory"] > 4)
+        lacking = list(range(9, CHUNKS, 3))
+        plugin.handle_lacks("w", "n0", "d", "x", [*lacking, 1, 10**6])
+        done_before = {i for i, future in enumerate(futures) if future.done()}
+        answers = await cluster.client.gather(futures)
+        in_hands = 2
+        assert sum(answers[i] == "n0" for i in lacking if i not in done_before) <= in_hands
+        assert plugin.inventory.holders(("d", "x"), [0, *lacking]) == [{"n0", "n3"}, *([{"n3"}] * len(lacking))]
+        plugin.handle_lacks("w", "n1", "d", "x", [1, 4])
+        assert plugin.inventory.holders(("d", "x"), [1, 4]) == [{"n1"}, {"n1"}], "nobody else has them"
+        assert not plugin.broken
+
+    scenario(test)
+
+
+def test_a_holder_that_is_gone_is_no_reason_to_withdraw_another() -> None:
+    async def test(cluster: Cluster) -> None:
+        inventory = cluster.plugin.inventory
+        await cluster.start("n2", [0, 1])
+        await cluster.until(lambda: inventory.holders(("d", "x"), [0]) == [{"n0", "n2"}])
+        await cluster.workers.pop("n2").close()
+        cluster.plugin.handle_lacks("w", "n0", "d", "x", [0])
+        assert inventory.holders(("d", "x"), [0]) == [{"n0", "n2"}]
+
+    scenario(test, nodes=2)
+
+
+def test_a_group_whose_chunks_have_come_to_lie_apart_is_done_where_most_of_it_is() -> None:
+    async def test(cluster: Cluster) -> None:
+        apart = replace(group(0), chunks=(0, 3, 6, 1), generations=(1,) * 4, newest=(0,) * 4)
+        key = (f"{PREFIX}map-r", 0)
+        assert await cluster.client.get({key: Task(key, where, apart)}, key, sync=False) == "n0"
+        lost = replace(apart, run="s", chunks=(0, 1, CHUNKS + 7), generations=(1,) * 3, newest=(0,) * 3)
+        key = (f"{PREFIX}map-s", 0)
+        future = cluster.client.get({key: Task(key, where, lost)}, key, sync=False)
+        await cluster.until(lambda: cluster.states()["no-worker"] == 1)
+        assert (await cluster.plugin.handle_run("s"))["stranded"] == [key]
+        del future
+
+    scenario(test)
+
+
+def test_a_short_run_does_not_wait_for_the_thousands_of_tasks_before_it() -> None:
+    async def test(cluster: Cluster) -> None:
+        long = cluster.submit(1500, run="long", node="n0", movable=False, seconds=0.002)
+        await cluster.until(lambda: cluster.states()["memory"] > 20)
+        short = cluster.submit(20, run="short", node="n0", movable=False, seconds=0.002)
+        await cluster.client.gather(short)
+        done = sum(future.done() for future in long)
+        assert done < 300, "of two that are served in turn, the one has done about as much as the other"
+        await cluster.client.cancel(long, force=True)
+
+    scenario(test, nodes=1)
+
+
+def test_restart_leaves_nothing_and_what_comes_afterwards_runs() -> None:
+    async def test(cluster: Cluster) -> None:
+        futures = cluster.submit(CHUNKS, seconds=0.02)
+        await cluster.until(lambda: cluster.states()["memory"] > 2)
+        await cluster.scheduler.restart(wait_for_workers=False, stimulus_id="test")
+        await cluster.until(lambda: not cluster.scheduler.tasks)
+        cluster.assert_clean()
+        for i in range(3):
+            await cluster.start(f"n{i}-again", range(i, CHUNKS, 3))
+        assert await cluster.client.gather(cluster.submit(6, run="next")) == ["n0", "n1", "n2"] * 2
+        assert {future.status for future in futures} == {"cancelled"}
+        assert not cluster.plugin.broken
+
+    scenario(test)
+
+
+def test_a_report_of_a_dataset_that_nobody_knows_harms_nothing() -> None:
+    async def test(cluster: Cluster) -> None:
+        plugin = cluster.plugin
+        plugin.handle_delta("w", "n0", [("unheard of", "x", [2**31], [7])], (0, 0, 0.0))
+        plugin.handle_lacks("w", "n0", "another", "y", [3])
+        assert await plugin.handle_holders("another", "y", 2) == [[], []]
+        assert await cluster.client.gather(cluster.submit(3)) == ["n0", "n1", "n2"]
+        await plugin.handle_drop("unheard of")
+        await plugin.handle_drop("never heard of")
+        assert not plugin.broken
 
     scenario(test)
 
@@ -398,7 +399,7 @@ def test_workers_that_came_before_the_plugin_are_adopted() -> None:
     async def test(cluster: Cluster) -> None:
         cluster.scheduler.remove_plugin("gpuflow")
         cluster.plugin = scheduler_plugin.install(cluster.scheduler)
-        assert len(cluster.plugin.nodes) == 3
+        assert len(cluster.plugin.members.nodes) == 3
         await cluster.until(lambda: len(cluster.plugin._cursors) == 3)
         assert await cluster.client.gather(cluster.submit(3)) == ["n0", "n1", "n2"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,6 +71,17 @@ def test_slow_chunks_come_in_small_tasks_and_quick_ones_in_large() -> None:
     assert len(quick) < 40
     assert quick == sorted(quick, reverse=True)
     assert min(quick[:-1]) >= 200
+
+
+def test_with_many_threads_tasks_are_long_enough_for_the_scheduler_to_keep_up() -> None:
+    def least(threads: int) -> float:
+        cutter = Cutter(group_of(10_000), 2, threads)
+        list(cutter.first())
+        return 0.001 * min([len(group.chunks) for group in cutter.rest(0.001)][:-1])
+
+    assert least(2) == least(60) == pytest.approx(LEAST_SECONDS)
+    for threads in (100, 1000):
+        assert threads / least(threads) <= 2000, "tasks a second"
 
 
 def test_the_last_tasks_are_a_small_part_of_a_thread_s_share() -> None:
