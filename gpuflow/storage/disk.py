@@ -21,6 +21,7 @@ from gpuflow.storage.buffers import Buffer
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.syncfs.argtypes = (ctypes.c_int,)
 _libc.renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 _RENAME_EXCHANGE = 2
@@ -133,10 +134,24 @@ def sync_directories(paths: Iterable[str | Path]) -> None:
             os.close(descriptor)
 
 
-def make_directories(path: Path, durable: bool = True) -> None:
-    """`mkdir -p`, with every new entry durable."""
+def sync_file_system(path: str | Path) -> None:
+    """Make all that was written to the file system of `path` durable: sooner than many directories one by one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def make_directories(path: Path, durable: bool = True, *, below: Path | None = None) -> None:
+    """`mkdir -p`, with every new entry durable. FileNotFoundError when `below` is not there, such as a disk that is no longer mounted:
+    nothing is made in its place."""
     missing = []
     while not path.is_dir():
+        if path == below:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(below))
         missing.append(path)
         path = path.parent
     for directory in reversed(missing):
@@ -145,9 +160,10 @@ def make_directories(path: Path, durable: bool = True) -> None:
             sync_directories([directory.parent])
 
 
-def write_durably(path: Path, data: bytes, temporary: str | Path | None = None) -> None:
-    """Replace `path` by `data`: temporary (beside it unless given), fsync, rename, fsync of the directory. A failure leaves none."""
-    make_directories(path.parent)
+def write_durably(path: Path, data: bytes, temporary: str | Path | None = None, *, below: Path | None = None) -> None:
+    """Replace `path` by `data`: temporary (beside it unless given), fsync, rename, fsync of the directory. A failure leaves none.
+    below: as in `make_directories`."""
+    make_directories(path.parent, below=below)
     temporary = temporary or path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     write_file(temporary, data)
     try:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -31,3 +33,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def memory_path() -> Iterator[Path]:
+    """A folder in memory where there is such a place: for hundreds of small stores, whose fsyncs would take most of the time."""
+    memory = Path("/dev/shm")
+    made = Path(tempfile.mkdtemp(prefix="gpuflow-test-", dir=memory if memory.is_dir() else None))
+    yield made
+    shutil.rmtree(made)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
+from gpuflow.storage.disk import store_errors, write_file
 from gpuflow.storage.node import NodeStore, Staged
 from tests.storage.faults import Faults
 from tests.storage.stores import ARRAY, content, new_replica, stage
@@ -55,7 +55,8 @@ def _several(*chunks: tuple[int, int, bytes | None]) -> Callable[[NodeStore], li
 def _over_spare(store: NodeStore) -> list[Staged]:
     """One chunk in a file that was longer, and one in a new file."""
     path = store.writer.temporary()
-    Path(path).write_bytes(bytes(100))
+    with store_errors(store.root):
+        write_file(path, bytes(100), durable=False)
     assert store.spares.give(path, 100)
     return _several((1, 2, None), (0, 2, None))(store)
 

@@ -33,10 +33,10 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _fresh(template: Path, tmp_path: Path) -> Iterator[tuple[int, Path]]:
+def _fresh(template: Path, memory_path: Path) -> Iterator[tuple[int, Path]]:
     """(k, a root) for k = 1 and on."""
     for call in range(1, _MOST_CALLS):
-        folder = tmp_path / str(call)
+        folder = memory_path / str(call)
         shutil.copytree(template, folder)
         yield call, folder / "root"
         shutil.rmtree(folder)
@@ -74,10 +74,10 @@ def _check(root: Path, scenario: Scenario) -> set[int]:
 
 @pytest.mark.parametrize("stays", [False, True], ids=["once", "for good"])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_an_error_at_every_step(template: Path, tmp_path: Path, name: str, stays: bool) -> None:
+def test_an_error_at_every_step(template: Path, memory_path: Path, name: str, stays: bool) -> None:
     scenario = SCENARIOS[name]
     outcomes = set()
-    for call, root in _fresh(template, tmp_path):
+    for call, root in _fresh(template, memory_path):
         with patched(Faults(call, stays=stays)) as faults:
             store = NodeStore(root)
             try:
@@ -98,9 +98,9 @@ def test_an_error_at_every_step(template: Path, tmp_path: Path, name: str, stays
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_kill_at_every_step(template: Path, tmp_path: Path, name: str, processes: ProcessPoolExecutor) -> None:
+def test_a_kill_at_every_step(template: Path, memory_path: Path, name: str, processes: ProcessPoolExecutor) -> None:
     outcomes = set()
-    for call, root in _fresh(template, tmp_path):
+    for call, root in _fresh(template, memory_path):
         status = processes.submit(killed_at, root, name, call).result()
         assert status in (0, signal.SIGKILL)
         outcomes.add(len(_check(root, SCENARIOS[name])))
@@ -110,8 +110,8 @@ def test_a_kill_at_every_step(template: Path, tmp_path: Path, name: str, process
     assert outcomes >= {0, len(SCENARIOS[name].after)}
 
 
-def test_an_error_at_every_step_of_a_removal(template: Path, tmp_path: Path) -> None:
-    for call, root in _fresh(template, tmp_path):
+def test_an_error_at_every_step_of_a_removal(template: Path, memory_path: Path) -> None:
+    for call, root in _fresh(template, memory_path):
         with patched(Faults(call)) as faults:
             store = NodeStore(root)
             _ = store.writer
@@ -138,9 +138,9 @@ def test_an_error_at_every_step_of_a_removal(template: Path, tmp_path: Path) -> 
             return
 
 
-def test_an_error_at_every_step_of_a_record(template: Path, tmp_path: Path) -> None:
+def test_an_error_at_every_step_of_a_record(template: Path, memory_path: Path) -> None:
     """Of a new dataset, in the place of one that was removed and whose folder is still there."""
-    for call, root in _fresh(template, tmp_path):
+    for call, root in _fresh(template, memory_path):
         store = NodeStore(root)
         store.manifest.put_record(new_record(version=2, state="removed"))
         store.close()
