@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, pipelines, scrub
+from gpuflow.cli import calibration, cluster, data, doctor, history, pipelines, scrub, snapshots
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -23,11 +23,16 @@ app.command("ingest", rich_help_panel=_DATA)(data.ingest)
 app.command("datasets", rich_help_panel=_DATA)(data.datasets)
 app.command("show", rich_help_panel=_DATA)(data.show_dataset)
 app.command("remove", rich_help_panel=_DATA)(data.remove)
+app.command("snapshot", rich_help_panel=_DATA)(snapshots.snapshot)
+app.command("rollback", rich_help_panel=_DATA)(snapshots.rollback)
+app.command("diff", rich_help_panel=_DATA)(snapshots.diff)
+app.command("log", rich_help_panel=_DATA)(history.log)
 app.command("scrub", rich_help_panel=_DATA)(scrub.scrub)
 app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)
 app.command("plan", rich_help_panel=_PIPELINES)(pipelines.plan)
 app.command("run", rich_help_panel=_PIPELINES)(pipelines.run)
 app.command("calibrate", rich_help_panel=_CLUSTER)(calibration.calibrate)
+app.command("doctor", rich_help_panel=_CLUSTER)(doctor.doctor)
 app.command("scheduler", rich_help_panel=_CLUSTER)(cluster.scheduler)
 app.command("node", rich_help_panel=_CLUSTER)(cluster.node)
 

@@ -35,6 +35,9 @@ def ingest(
     link: Annotated[
         bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")
     ] = False,
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="Nodes that may keep a chunk which is shipped to them (default: 1, none does).")
+    ] = None,
     nodes: Nodes_ = None,
     workers: Workers = None,
     device: Device = None,
@@ -56,7 +59,7 @@ def ingest(
     opened = open_source(source, **options)
     opened.layout()  # a bad source is found before a cluster is started for it
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
-        receipt = ingest_source(connection, opened, name, link=link, progress=bar)
+        receipt = ingest_source(connection, opened, name, link=link, max_replicas=max_replicas, progress=bar)
     end_with(receipt, as_json, report)
 
 
@@ -90,6 +93,7 @@ def show_dataset(
 def remove(
     name: Annotated[str, typer.Argument(help="The dataset.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    with_snapshots: Annotated[bool, typer.Option("--with-snapshots", help="Delete its snapshots too.")] = False,
     nodes: Nodes_ = None,
     workers: Workers = None,
     device: Device = None,
@@ -102,7 +106,7 @@ def remove(
     if not yes:
         typer.confirm(f"Delete dataset {name} and all its chunks?", abort=True)
     with cluster(scheduler, nodes, workers, device, root) as connection:
-        remove_dataset(connection, name)
+        remove_dataset(connection, name, with_snapshots=with_snapshots)
     typer.echo(f"removed {name}")
 
 

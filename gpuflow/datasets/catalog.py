@@ -146,6 +146,16 @@ class ChunkTable:
         return counts
 
 
+def generations(nodes: Nodes, dataset: str, array: str, chunk: int) -> dict[str, list[int]]:
+    """What generation of a chunk each node has, if it has one."""
+    return nodes.each_node(_generation, dataset, array, chunk)
+
+
+def _generation(store: NodeStore, dataset: str, array: str, chunk: int) -> list[int]:
+    replica = store.manifest.replica(dataset, array, chunk)
+    return [replica.generation] if replica else []
+
+
 def chunk_table(nodes: Nodes, dataset: str, array: str, count: int) -> ChunkTable:
     """What the nodes hold of an array of `count` chunks."""
     return merge(nodes.each_node(_replicas, dataset, array), count)

@@ -30,19 +30,32 @@ def receipt_view(receipt: Mapping[str, Any]) -> RenderableType:
 def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     chunks, nbytes, locality, seconds = (receipt[name] for name in ("chunks", "bytes", "locality", "seconds"))
     counts = ", ".join(f"{chunks[name]} {name}" for name in ("done", "skipped", "failed"))
-    reasons = {name: count for name, count in locality["reasons"].items() if name != "local"}
-    why = f" ({', '.join(f'{count} for {name}' for name, count in reasons.items())})" if reasons else ""
     stages = ("read", "decode", "compute", "encode", "commit", "transfer", "wait")
     status = receipt["status"]
     return [
         ("status", f"[{_STATUS_STYLE[status]}]{status}[/]"),
         ("chunks", f"{chunks['total']}: {counts}"),
         ("bytes", ", ".join(f"{name} {format_nbytes(nbytes[name])}" for name in ("read", "written", "shipped"))),
-        ("locality", f"{locality['local_chunks']} chunks read where they lie, {locality['remote_chunks']} shipped{why}"),
+        ("locality", _locality(locality)),
         ("time", f"{format_seconds(seconds['wall'])} in all; threads spent " + _stages(seconds, stages)),
         *_bound(receipt.get("bound_by")),
         ("nodes", ", ".join(f"{escape(node)}: {part['chunks']}" for node, part in receipt["nodes"].items())),
     ] + ([("routing", "strict: this Dask version is outside the tested range")] if receipt["routing"] != "late" else [])
+
+
+def _locality(locality: Mapping[str, Any]) -> str:
+    """What was read where, why anything was shipped, and what reading the rest where it lies was worth."""
+    disk, peer = locality["tiers"]["disk"], locality["tiers"]["peer"]
+    parts = [f"{disk['chunks']} chunks ({format_nbytes(disk['bytes'])}) read where they lie"]
+    why = ", ".join(f"{format_nbytes(nbytes)} for {name}" for name, nbytes in locality["shipped_bytes"].items())
+    parts.append(f"{peer['chunks']} shipped" + (f" ({why})" if why else ""))
+    if locality["kept_bytes"]:
+        parts.append(f"{format_nbytes(locality['kept_bytes'])} of that kept")
+    saved = locality["saved_seconds"]
+    if saved:
+        cost = "saved" if saved > 0 else "cost"
+        parts.append(f"locality {cost} about {format_seconds(abs(saved))} of the threads' time against shipping everything")
+    return "; ".join(parts)
 
 
 def _bound(bound: Mapping[str, Any] | None) -> list[tuple[str, str]]:

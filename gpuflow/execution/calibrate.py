@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
-
-from distributed import Worker
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.worker_plugin import on_store
@@ -35,14 +32,9 @@ def calibrate_nodes(connection: Connection) -> dict[str, Calibration]:
     for turn in turns.values():
         chosen = {nodes[node][0]: node for node in turn}
         writers = {node: sum(threads[address] for address in nodes[node]) for node in turn}
-        answers = connection.client.run(_measure, writers, workers=list(chosen))
+        answers = connection.client.run(on_store, _calibrate, writers, workers=list(chosen))
         found |= {chosen[address]: answer for address, answer in answers.items()}
     return dict(sorted(found.items()))
-
-
-async def _measure(writers: Mapping[str, int], dask_worker: Worker) -> Calibration:
-    """On a worker, in a thread beside its event loop."""
-    return await asyncio.to_thread(on_store, _calibrate, writers, dask_worker=dask_worker)
 
 
 def _calibrate(store: NodeStore, writers: Mapping[str, int]) -> Calibration:

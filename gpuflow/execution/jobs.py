@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuflow.backends.select import Backend
-from gpuflow.errors import ChunkCorrupt
+from gpuflow.errors import ChunkCorrupt, StoreError
 from gpuflow.execution.lane import Lane
 from gpuflow.pipelines.fingerprint import recipe
 from gpuflow.pipelines.plan import spec_of
@@ -16,7 +16,7 @@ from gpuflow.reductions.tree import Node, collapse
 from gpuflow.steps.base import MomentsRequest, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec, Block, CodecError
-from gpuflow.storage.manifest import Replica
+from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
@@ -63,6 +63,12 @@ def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], back
     return compile_steps(steps, spec, backend)(block, region) if steps else block
 
 
+def _unknown(lane: Lane, chunk: int) -> StoreError:
+    name = lane.store.record(lane.group.dataset).chunk_name(lane.group.array, chunk)
+    reason = f"what made chunk {name} is not known since the manifest was rebuilt: in place, a step could be applied twice"
+    return StoreError(str(lane.store.root), reason, "write to a new dataset instead")
+
+
 @dataclass(frozen=True)
 class MapJob:
     """Steps over each chunk, into the chunk of the same index of `target`, which is the source itself when in place.
@@ -92,6 +98,8 @@ class MapJob:
             return lane.skip()
         if self.in_place and source.recipe == recipe(self.made_by, source.inputs):
             return lane.skip()  # it was done after all: while the group ran, or its row had been marked as damaged
+        if self.in_place and source.recipe == UNKNOWN:
+            raise _unknown(lane, chunk)
         target = lane.codec_of(self.target)
         block = apply_steps(lane, self.steps, self.backend, region, block, target)
         with lane.tally.timed("encode"):

@@ -7,15 +7,17 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, Protocol
 
+from gpuflow.cluster.keeping import Keeper
 from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
-from gpuflow.errors import ChunkLost, GpuflowError, StaleChunk
+from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Tally
 from gpuflow.steps.fuse import Kernel
 from gpuflow.storage.buffers import Slot
@@ -27,6 +29,8 @@ from gpuflow.storage.record import DatasetRecord
 
 logger = logging.getLogger(__name__)
 
+HOLDER_LOST = "holder_lost"
+"""Why a chunk is shipped to a node that was taken to hold it, or holds others of its group and no node holds all of them any more."""
 _GROUP_NBYTES = 64 * 2**20  # staged bytes that are committed together: little to do again after a crash
 _DURABLE_NBYTES = (
     16 * 2**20
@@ -82,6 +86,8 @@ class Lane:
     staged: list[Staged] = field(default_factory=list)
     kernel: Kernel | None = None
     """What the job's steps were compiled to, once it has been looked up."""
+    _elsewhere: set[int] = field(default_factory=set)
+    """Chunks that are damaged here and held by others: those do them."""
     _staged_nbytes: int = 0
     _under_way: tuple[list[Staged], Callable[[], None]] | None = None
 
@@ -125,10 +131,26 @@ class Lane:
         return f"{self.store.root}/datasets/{self.group.dataset}/{self.group.array}"
 
     @cached_property
-    def _peers(self) -> dict[int, list[str]]:
-        """Who else has the chunks: one look-up for the group, since look-ups one by one are what stalled others."""
-        found = self.runtime.locate(self.group.dataset, self.group.array, self.group.chunks)
-        return dict(zip(self.group.chunks, found, strict=True))
+    def _transfer(self) -> Transfer:
+        """Of the chunks that are not here. Who has them came with the task when it was known that they are not; else the scheduler is
+        told so, and asked: one look-up for the group, since look-ups one by one are what stalled others."""
+        group = self.group
+        lacking = [chunk for chunk in group.chunks if not self.holds(chunk)]
+        if self._told[1]:
+            holders = dict.fromkeys(lacking, self._told[1])
+        else:
+            if lacking:
+                self.runtime.report_lack(group.dataset, group.array, lacking)
+            holders = self._locate(group.chunks)
+        return Transfer(self.runtime.peers, group, lacking, holders, self._locate)
+
+    @cached_property
+    def _told(self) -> tuple[str, list[str]]:
+        """Why the group's chunks are not here, and who has them."""
+        return self.runtime.told()
+
+    def _locate(self, chunks: Sequence[int]) -> Holders:
+        return self.runtime.locate(self.group.dataset, self.group.array, chunks)
 
     def read(self, chunk: int) -> tuple[Replica, bytes | memoryview[int]]:
         """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
@@ -141,22 +163,56 @@ class Lane:
             path = f"{self._folder}/{self.codec.metadata.key(chunk)}"
             data: bytes | memoryview[int] | None = self.store.read_known(path, replica, self.slot.stored)
             if data is None:
-                replica, data = self.store.read(group.dataset, group.array, chunk)
+                replica, data = self._read_anew(chunk)
         self.tally.read += replica.nbytes
         self.tally.local_chunks += 1
         return replica, data
 
-    def _fetch(self, chunk: int) -> tuple[Replica, bytes]:
-        group = self.group
-        began = time.perf_counter()
+    def _read_anew(self, chunk: int) -> tuple[Replica, bytes]:
+        """Of a chunk that is no longer what it was when the group began."""
+        try:
+            return self.store.read(self.group.dataset, self.group.array, chunk)
+        except (ChunkCorrupt, ChunkLost):
+            if set(self._locate([chunk])[chunk]) - {self.runtime.worker.address}:
+                self.runtime.report_lack(self.group.dataset, self.group.array, [chunk])
+                self._elsewhere.add(chunk)
+            raise
+
+    def _fetch(self, chunk: int) -> tuple[Replica, memoryview[int]]:
         with self.tally.timed("transfer"):
-            name = self._name(chunk)
-            replica, data = self.runtime.fetch(name, self._peers[chunk], group.dataset, group.array, chunk, group.run)
-        self.runtime.announce([], (len(data), time.perf_counter() - began))
+            replica, data = self._transfer.take(chunk, self._name(chunk))
         self.tally.shipped += len(data)
+        self.tally.shipped_why[self._told[0] or HOLDER_LOST] += len(data)
         self.tally.read += len(data)
         self.tally.remote_chunks += 1
+        if self._keeper is not None:
+            with self.tally.timed("commit"):
+                self._keeper.add(replica, data)
         return replica, data
+
+    @cached_property
+    def _keeper(self) -> Keeper | None:
+        """Of what is shipped, where the dataset may have more replicas; what is about to be changed in place is not copied."""
+        dataset, array = self.group.dataset, self.group.array
+        most = self.store.record(dataset).replicas["max"]
+        if most < 2 or not self.group.movable:
+            return None
+
+        def announce(kept: Sequence[Replica]) -> None:
+            rows = [replica.chunk for replica in kept], [replica.generation for replica in kept]
+            self.runtime.announce([(dataset, array, *rows)])
+
+        return Keeper(self.store, partial(self.runtime.claim, dataset, array, most=most), announce)
+
+    def close(self) -> None:
+        """After the last chunk: keep what is to be kept of those that were shipped, and tell the scheduler what shipping cost."""
+        if "_transfer" in self.__dict__:
+            if self._keeper is not None:
+                with self.tally.timed("commit"):
+                    self._keeper.flush()
+                self.tally.kept += self._keeper.kept
+            self._transfer.close()
+            self.runtime.announce([], (self.tally.remote_chunks, self._transfer.nbytes, self._transfer.seconds))
 
     def holds(self, chunk: int) -> bool:
         """Whether this node has the planned generation of the chunk, or a newer one."""
@@ -214,7 +270,7 @@ class Lane:
             self.tally.written += replica.nbytes
         self._count_done(len(committed))
         if committed:
-            self.runtime.announce([(*name, *columns) for name, columns in names.items()], (0, 0.0))
+            self.runtime.announce([(*name, *columns) for name, columns in names.items()])
 
     def _committed(self, staged: list[Staged], outcome: Callable[[], None]) -> list[Replica]:
         """The replicas that are now current: all or none. Those that one stale chunk held up are tried again without it."""
@@ -253,7 +309,7 @@ class Lane:
         own = isinstance(error, GpuflowError)
         text = "" if own else "".join(traceback.format_exception(error))
         shown = str(error) if own else f"{type(error).__name__}: {error}"
-        retry = isinstance(error, ChunkLost | GroupNotCommitted)
+        retry = isinstance(error, ChunkLost | GroupNotCommitted) or chunk in self._elsewhere
         self.tally.failures.append(Failure(self._name(chunk), chunk, self.store.node_id, shown, text, retry))
         logger.info("chunk %s failed: %s", self._name(chunk), shown)
 
@@ -286,6 +342,7 @@ def run_group(group: ChunkGroup, job: Job) -> GroupResult:
             except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
                 lane.fail(chunk, error)
         lane.flush()
+        lane.close()
         result = GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)
     send(here.worker, here.worker.get_current_task(), result)
     return result

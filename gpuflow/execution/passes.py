@@ -51,6 +51,7 @@ class Run:
         result = Submission(self.connection, title, self.run_id, self.progress, self.patience_seconds).execute(work)
         self.outcome.tally.add(result.tally)
         self.outcome.reasons, self.outcome.wait_seconds = result.reasons, result.wait_seconds
+        self.outcome.transferred = result.transferred
         self.outcome.interrupted |= result.interrupted
         return result
 
@@ -74,14 +75,15 @@ class Run:
         threads = self.threads()
         keys = table.holders[np.array(chunks, np.int64)].tolist()  # numbers of holder sets
         slots = {key: sum(threads.get(node, 0) for node in table.sets[key]) for key in set(keys)}
-        grouped = by_holders(chunks, keys, slots, sum(threads.values()))
-        return [Batch(self._group(array, part, table, newest, movable=movable), job, busy) for _, part, busy in grouped]
+        whole = sum(threads.values())
+        grouped = by_holders(chunks, keys, slots, whole)
+        return [Batch(self._group(array, part, table, newest, movable=movable), job, busy, whole) for _, part, busy in grouped]
 
     def pinned(self, job: Job, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable) -> list[Batch]:
         """Chunks of an array of the source for `job`, each on the node that is named."""
         threads = self.threads()
         return [
-            Batch(self._group(array, chunks, table, node=node, movable=False), job, threads.get(node, 1))
+            Batch(self._group(array, chunks, table, node=node, movable=False), job, threads.get(node, 1), sum(threads.values()))
             for node, chunks in by_node.items()
         ]
 

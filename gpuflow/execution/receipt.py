@@ -18,7 +18,7 @@ from gpuflow.storage.disk import write_durably
 class Receipt:
     """status: done, failed or interrupted. outcome: what the tasks counted, all passes together. sent: chunk bytes that left a worker.
 
-    bound: what took most of the threads' time.
+    bound: what took most of the threads' time. saved_seconds: see saved.py; None also where nothing could have been shipped.
 
     chunks of the main pass: `total` of the output, of which `planned_skips` were never submitted."""
 
@@ -35,6 +35,7 @@ class Receipt:
     sent: int
     nodes: tuple[str, ...]
     bound: Bound | None = None
+    saved_seconds: float | None = None
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -45,7 +46,7 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """As `--report` writes it. bytes are encoded bytes; seconds other than wall are thread-seconds; wait: thread-seconds without
-        work while chunks waited for their holder."""
+        work while chunks waited for their holder; reasons: chunks by why their task went where it went."""
         tally = self.outcome.tally
         return {
             "run_id": self.run_id,
@@ -65,6 +66,13 @@ class Receipt:
                 "local_chunks": tally.local_chunks,
                 "remote_chunks": tally.remote_chunks,
                 "reasons": dict(sorted(self.outcome.reasons.items())),
+                "tiers": {
+                    "disk": {"chunks": tally.local_chunks, "bytes": tally.read - tally.shipped},
+                    "peer": {"chunks": tally.remote_chunks, "bytes": tally.shipped},
+                },
+                "shipped_bytes": dict(sorted(tally.shipped_why.items())),
+                "kept_bytes": tally.kept,
+                "saved_seconds": None if self.saved_seconds is None else round(self.saved_seconds, 6),
             },
             "seconds": {
                 "wall": round(self.wall_seconds, 6),

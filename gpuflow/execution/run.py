@@ -8,11 +8,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from gpuflow.backends.select import select_backend
 from gpuflow.cluster.connection import Connection
-from gpuflow.datasets import catalog
+from gpuflow.datasets import catalog, snapshots
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey
@@ -25,6 +26,7 @@ from gpuflow.execution.lane import Job
 from gpuflow.execution.memory import check_memory
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
+from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
@@ -70,6 +72,8 @@ def _run(
     for part in chunks:
         run.record_lost(part.array.path, part.lost, part.table.nodes)
     work = [item for part in chunks for item in _work(run, plan, part, record)]
+    if spec.output.snapshot is not None and work:
+        snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
     record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
     run.submit("map", work)
     complete = record.state != "ready" and not run.stopped
@@ -99,7 +103,9 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
     known = catalog.live(found.records)
     source = catalog.find_among(known, spec.source.dataset)
     if source.state != "ready":
-        hint = "finish it first: run the same command again that made it"
+        rolling_back = source.state == snapshots.ROLLING_BACK
+        command = f"`gpuflow rollback {source.name} TAG`" if rolling_back else "the same command again that made it"
+        hint = f"finish it first: run {command}"
         raise ConfigError([Problem(f"dataset {source.name!r} is not complete", "source", hint=hint)])
     choice = compressor_for(found, spec, source, known.get(spec.output.dataset or ""))
     plan = make_plan(spec, source, stack=stack, compressor=choice)
@@ -112,7 +118,10 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
         raise NameTaken(
             there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`"
         )
-    return plan, there
+    if there.transforms or there.state == snapshots.ROLLING_BACK:
+        reason = "was changed in place since it was made; choose another name, or remove it with `gpuflow remove`"
+        raise NameTaken(there.name, reason)
+    return plan, there.keeping(spec.output.max_replicas)
 
 
 def plan_all_chunks(found: Survey, plan: Plan) -> list[ChunkPlan]:
@@ -131,6 +140,7 @@ def _announce(connection: Connection, plan: Plan, record: DatasetRecord) -> Data
     if plan.level is not None:
         steps = {array.path: steps_as_data(array.steps) for array in plan.arrays}
         transform: dict[str, Any] = {"declared": plan.declared, "fingerprint": plan.fingerprint(), "steps": steps}
+        transform["begun"] = datetime.now(UTC).isoformat(timespec="seconds")
         record = catalog.find(connection, plan.source.name)
         if len(record.transforms) > plan.level:
             return record
@@ -180,6 +190,7 @@ def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence
         outcome=run.outcome,
         sent=sent,
         nodes=tuple(run.connection.nodes()),
+        saved_seconds=saved_seconds(run.outcome),
         bound=bound_of(run, plan, chunks, found.calibrations, wall_seconds),
     )
 

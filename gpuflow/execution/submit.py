@@ -15,7 +15,7 @@ from distributed import Future, as_completed
 from distributed.scheduler import KilledWorker
 
 from gpuflow.cluster.connection import Connection
-from gpuflow.cluster.messages import PREFIX, ChunkGroup
+from gpuflow.cluster.messages import PREFIX, ChunkGroup, Transferred
 from gpuflow.errors import ChunkLost, ClusterError
 from gpuflow.execution.groups import Cutter, in_turn, part_of
 from gpuflow.execution.lane import GroupResult, Job, run_group
@@ -50,21 +50,24 @@ class Silent:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run's tasks came to so far. values: the jobs' own results, in no order."""
+    """What a run's tasks came to so far. values: the jobs' own results, in no order. transferred: between workers, by all runs."""
 
     tally: Tally = field(default_factory=Tally)
     values: list[Any] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     wait_seconds: float = 0.0
+    transferred: Transferred = (0, 0, 0.0)
     interrupted: bool = False
 
 
 class Batch(NamedTuple):
-    """Chunks of one array with the same holders, any number of them, what is to be done to them, and how many threads are there for it."""
+    """Chunks of one array with the same holders, any number of them, what is to be done to them, and how many threads are there for it,
+    out of how many in the cluster."""
 
     group: ChunkGroup
     job: Job
     slots: int
+    threads: int = 1
 
 
 class Submission:
@@ -109,7 +112,7 @@ class Submission:
         return self.outcome
 
     def _cut_first(self, work: Sequence[Batch]) -> list[tuple[ChunkGroup, Job, int]]:
-        cutters = [Cutter(batch.group, batch.slots) for batch in work]
+        cutters = [Cutter(batch.group, batch.slots, batch.threads) for batch in work]
         for batch, cutter in zip(work, cutters, strict=True):
             self._uncut.setdefault((id(batch.job), batch.group.array), []).append(cutter)
         return [(group, work[number].job, 1) for number, group in in_turn([cutter.first() for cutter in cutters])]
@@ -187,6 +190,7 @@ class Submission:
         answer = dict(self._connection.ask("gf_run", run=self._run))
         self.outcome.reasons = Counter(answer["reasons"])
         self.outcome.wait_seconds = answer["idle_seconds"]
+        self.outcome.transferred = tuple(answer["transferred"])
         return answer
 
     def _cancel(self, pending: Any) -> None:

@@ -29,25 +29,29 @@ class Failure:
 
 @dataclass(slots=True)
 class Tally:
-    """shipped: chunk bytes that entered a worker from another node. by_node: chunks done on each node."""
+    """shipped: chunk bytes that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as
+    further replicas. by_node: chunks done on each node."""
 
     done: int = 0
     skipped: int = 0
     read: int = 0
     written: int = 0
     shipped: int = 0
+    kept: int = 0
     local_chunks: int = 0
     remote_chunks: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     by_node: Counter[str] = field(default_factory=Counter)
+    shipped_why: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Take over everything that `other` counted."""
-        for name in ("done", "skipped", "read", "written", "shipped", "local_chunks", "remote_chunks"):
+        for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
         self.by_node.update(other.by_node)
+        self.shipped_why.update(other.shipped_why)
         self.failures += other.failures
 
     def timed(self, stage: str) -> _Clock:

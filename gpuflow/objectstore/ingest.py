@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import ChunkGroup
-from gpuflow.datasets import catalog
+from gpuflow.datasets import catalog, snapshots
 from gpuflow.datasets.placement import assign
 from gpuflow.errors import ConfigError, NameTaken, Problem, SourceError
 from gpuflow.execution.groups import by_holders
@@ -75,16 +75,24 @@ class IngestJob:
 
 
 def ingest_source(
-    connection: Connection, source: Source, name: str, *, link: bool = False, progress: Progress | None = None
+    connection: Connection,
+    source: Source,
+    name: str,
+    *,
+    link: bool = False,
+    max_replicas: int | None = None,
+    progress: Progress | None = None,
 ) -> Receipt:
     """Make dataset `name` of `source`, its chunks spread evenly over the live nodes; with `link`, as hard links of the source's files.
+
+    max_replicas: nodes to which a chunk is shipped keep it until so many have it; 1 when it was never said.
 
     NameTaken when the name is in use for something else. The receipt tells what failed."""
     began = time.monotonic()
     check_name(name)
     connection.ask("gf_sync")
     layout = source.layout()
-    record = _record(connection, source, layout, name)
+    record = _record(connection, source, layout, name).keeping(max_replicas)
     nodes = _linking_nodes(connection, source) if link else list(connection.nodes())
     if not catalog.publish(connection, record):
         raise NameTaken(name, "is being made by another run; run again when that has ended")
@@ -197,8 +205,14 @@ def _batches(
     ]
 
 
-def remove_dataset(connection: Connection, name: str) -> None:
-    """Delete a dataset from every live node; a node that is away deletes it when it is back. NotFound when there is none."""
+def remove_dataset(connection: Connection, name: str, *, with_snapshots: bool = False) -> None:
+    """Delete a dataset from every live node; a node that is away deletes it when it is back. NotFound when there is none, NameTaken when it
+    has snapshots that are not to go with it."""
     record = catalog.find(connection, name)
-    catalog.publish(connection, record.next(state="removed", arrays={}, groups={}, statistics={}, transforms=()))
+    if record.snapshots and not with_snapshots:
+        tags = ", ".join(sorted(record.snapshots))
+        raise NameTaken(name, f"has snapshots: {tags}; remove it with --with-snapshots, or delete them first")
+    gone = record.next(state="removed", arrays={}, groups={}, statistics={}, transforms=(), snapshots={})
+    catalog.publish(connection, gone)
+    snapshots.sweep(connection, gone)
     connection.ask("gf_drop", dataset=name)

@@ -4,7 +4,7 @@ Each step and each section is validated on its own, so that one mistake does not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -177,7 +177,9 @@ class _Builder:
         elif isinstance(cause, Exception):
             self._note(str(cause), where)
         elif detail["type"] == "extra_forbidden":
-            self._note(f"unknown key `{where[-1]}`", where, _known(str(where[-1]), model.model_fields), key=True)
+            self._note(
+                f"unknown key `{where[-1]}`", where, _known(str(where[-1]), _within(model, detail["loc"]).model_fields), key=True
+            )
         elif detail["type"] == "missing":
             self._note(f"`{where[-1]}` is missing", path, f"write `{where[-1]}: ...`")
         else:
@@ -213,6 +215,15 @@ def _plain_words(detail: Any, where: Path) -> tuple[str, Path, str]:
         known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return f"must not be {given}", where, _known(str(detail["input"]), known)
     return str(detail["msg"]), where, ""
+
+
+def _within(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
+    """The section below `model` that the last part of `path` is in."""
+    for part in path[:-1]:
+        below = model.model_fields[part].annotation
+        assert isinstance(below, type), path
+        model = below
+    return model
 
 
 def _known(word: str, known: Iterable[str]) -> str:

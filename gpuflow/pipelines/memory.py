@@ -18,8 +18,10 @@ from gpuflow.storage.metadata import ArrayMetadata
 
 PROCESS_NBYTES = 320 * 2**20
 """Of a worker that has imported everything: 216 MiB measured with kernels from the cache, 252 MiB when it compiled them; and slack."""
-_SERVED = 4
-"""Stored chunks that a worker holds for its peers at once; see cluster/worker_plugin.py."""
+_SERVED, _FETCHED = 4, 2
+_PART_NBYTES = 8 * 2**20
+"""Parts that a worker holds for its peers at once, and that a thread has of theirs: one under way, one in its hands. What a part may have:
+see cluster/serving.py. Chunks as large as a part are kept at once; of smaller ones a part more is in the slack."""
 _BOUND = 1.01
 """Compressors are given memory for their worst case, which is less than 1% above the data."""
 
@@ -118,7 +120,8 @@ def predict(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction 
 def _nbytes(need: Need, threads: int, several: bool) -> int:
     """several: chunks may also be served to peers, and fetched from them."""
     busy = min(threads, need.chunks)
-    return PROCESS_NBYTES + busy * need.slot_nbytes + (_SERVED + busy) * (need.moved_nbytes if several else 0)
+    part = max(need.moved_nbytes, min(_PART_NBYTES, need.chunks * need.moved_nbytes))
+    return PROCESS_NBYTES + busy * need.slot_nbytes + (_SERVED + _FETCHED * busy) * (part if several else 0)
 
 
 def check(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction | None:

@@ -50,9 +50,9 @@ class Pipeline:
         chunks: auto (the default), whole, or the shape of the inner chunks that stored objects are cut into."""
         return replace(self, output=_given(dataset=dataset, compressor=compressor, chunks=chunks))
 
-    def in_place(self) -> Pipeline:
-        """Write over the source."""
-        return replace(self, output={"in_place": True})
+    def in_place(self, *, snapshot: str | None = None) -> Pipeline:
+        """Write over the source. snapshot: tag of a snapshot that is taken first."""
+        return replace(self, output={"in_place": True, **_given(snapshot=snapshot)})
 
     def on(self, device: str | None = None, workers: int | None = None) -> Pipeline:
         """Where to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. None: as it was."""

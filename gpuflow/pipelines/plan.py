@@ -16,7 +16,7 @@ from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
 from gpuflow.pipelines.fingerprint import fingerprint, recipes
-from gpuflow.pipelines.spec import PipelineSpec
+from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
 from gpuflow.steps.base import ArraySpec, MomentsRequest, Step, StepError
 from gpuflow.steps.registry import STEPS
 from gpuflow.storage.inner_chunks import inner_chunks
@@ -89,7 +89,8 @@ class Plan:
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
         arrays = {array.path: array.target.document for array in self.arrays}
-        return DatasetRecord(name=self.target, arrays=arrays, groups=self.source.groups, origin=origin)
+        replicas = {"min": 1, "max": self.spec.output.replicas.max}
+        return DatasetRecord(name=self.target, arrays=arrays, groups=self.source.groups, origin=origin, replicas=replicas)
 
 
 def spec_of(metadata: ArrayMetadata) -> ArraySpec:
@@ -123,7 +124,8 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
             arrays.append(ArrayPlan(path, metadata, metadata))
     if problems:
         raise ConfigError(problems)
-    declared = fingerprint([spec.to_dict()["steps"], sorted(selected), spec.output.to_value()])
+    output = spec.output.model_copy(update={"snapshot": None, "replicas": ReplicasSpec()})  # whatever they are, it is the same
+    declared = fingerprint([spec.to_dict()["steps"], sorted(selected), output.to_value()])
     plan = Plan(spec, source, tuple(arrays), declared, compressor=choice)
     return _stacked(plan, stack) if spec.output.in_place else plan
 

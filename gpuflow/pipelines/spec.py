@@ -31,6 +31,12 @@ def check_dataset_name(name: str) -> str:
     return name
 
 
+def _check_tag(tag: str) -> str:
+    if not _NAME.fullmatch(tag):
+        raise StepError(f"{tag[:60]!r} cannot be the tag of a snapshot", _NAME_HINT)
+    return tag
+
+
 def _check_device(device: str) -> str:
     if not _DEVICE.fullmatch(device):
         raise StepError(f"there is no device {device[:40]!r}", "write auto, cpu, cuda or cuda:0")
@@ -86,36 +92,57 @@ class SourceSpec(_Section, frozen=True):
         return self.dataset if self.arrays is None else {"dataset": self.dataset, "arrays": list(self.arrays)}
 
 
+class ReplicasSpec(_Section, frozen=True):
+    """`max`: nodes to which a chunk is shipped keep it until so many have it."""
+
+    max: Annotated[int, Field(ge=1)] = 1
+
+
 class OutputSpec(_Section, frozen=True):
     """Either a new dataset, with its compressor and chunks, or the source itself, whose arrays keep their codecs.
 
     `chunks`: shape of the inner chunks that each stored object, as large as one of the source, is cut into, so that samples can be read
-    one by one; auto: one sample, or as many or as large a part as make 64 to 256 KiB; whole: stored objects are not cut."""
+    one by one; auto: one sample, or as many or as large a part as make 64 to 256 KiB; whole: stored objects are not cut.
+    `replicas`: how many nodes may come to hold a chunk of the new dataset.
+    `snapshot`: tag of a snapshot that is taken before anything is changed in place."""
 
     dataset: DatasetName | None = None
     in_place: bool = False
     compressor: Compressor = "zstd"
     chunks: Chunks = "auto"
+    replicas: ReplicasSpec = ReplicasSpec()
+    snapshot: Annotated[str, AfterValidator(_check_tag)] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> OutputSpec:
         if self.in_place == (self.dataset is not None):
             problem = "has both `dataset` and `in_place`" if self.in_place else "has neither `dataset` nor `in_place: true`"
             raise StepError(problem, "give exactly one of them")
-        given = [name for name in ("compressor", "chunks") if name in self.model_fields_set]
+        given = [name for name in ("compressor", "chunks", "replicas") if name in self.model_fields_set]
         if self.in_place and given:
-            kept = "in place, arrays keep the codecs they have"
-            raise ConfigError([Problem(kept, name, hint=f"leave `{name}` out") for name in given])
+            codecs, replicas = "in place, arrays keep the codecs they have", "in place, a dataset keeps its replicas as they are"
+            problems = [(name, replicas if name == "replicas" else codecs) for name in given]
+            raise ConfigError([Problem(kept, name, hint=f"leave `{name}` out") for name, kept in problems])
+        if self.snapshot is not None and not self.in_place:
+            reason = "only what is changed in place needs a snapshot: the source stays as it is"
+            raise ConfigError([Problem(reason, "snapshot", hint="leave `snapshot` out")])
         return self
+
+    @property
+    def max_replicas(self) -> int | None:
+        """None when it is not said."""
+        return self.replicas.max if "replicas" in self.model_fields_set else None
 
     def to_value(self) -> Any:
         if self.in_place:
-            return {"in_place": True}
+            return {"in_place": True} | ({"snapshot": self.snapshot} if self.snapshot else {})
         value: dict[str, Any] = {"dataset": self.dataset}
         if self.compressor != "zstd":
             value["compressor"] = self.compressor
         if self.chunks != "auto":
             value["chunks"] = self.chunks if self.chunks == "whole" else list(self.chunks)
+        if self.replicas.max > 1:
+            value["replicas"] = {"max": self.replicas.max}
         return value if len(value) > 1 else self.dataset
 
 

@@ -23,7 +23,7 @@ from gpuflow.storage.record import DatasetRecord
 FORMAT = 2
 _BUSY_SECONDS = 60.0  # a writer holds the lock for one transaction: milliseconds, or the fsync of a slow disk
 _RETRY_SECONDS = 0.005
-_DAMAGED = "the file is damaged; move it away and ingest again"
+_DAMAGED = "the file is damaged; `gpuflow doctor --rebuild` makes it anew from the chunks"
 
 UNKNOWN = bytes(16)
 """The recipe that a damaged replica shows: none that is wanted equals it, so that the chunk is made anew."""
@@ -147,11 +147,18 @@ class Manifest:
 
     def records(self) -> list[DatasetRecord]:
         """Every dataset this node knows of, by name."""
-        return [DatasetRecord.from_json(text) for (text,) in self._rows("SELECT record FROM dataset ORDER BY name")]
+        return [self._parsed(text) for (text,) in self._rows("SELECT record FROM dataset ORDER BY name")]
 
     def record(self, name: str) -> DatasetRecord | None:
         rows = self._rows("SELECT record FROM dataset WHERE name = ?", name)
-        return DatasetRecord.from_json(rows[0][0]) if rows else None
+        return self._parsed(rows[0][0]) if rows else None
+
+    def _parsed(self, text: str) -> DatasetRecord:
+        try:
+            return DatasetRecord.from_json(text)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            reason = f"manifest: a dataset's record cannot be read ({error})"
+            raise StoreError(str(self._path.parent), reason, _DAMAGED) from error
 
     def version(self, name: str) -> tuple[int, str] | None:
         """(version, state) of the record of that name."""
@@ -369,6 +376,8 @@ class Manifest:
             yield
         except sqlite3.Error as error:
             raise self._store_error(error) from error
+        except UnicodeDecodeError as error:  # of a name in the file, or in SQLite's own message about it
+            raise StoreError(str(self._path.parent), f"manifest: {error}", _DAMAGED) from error
 
     def _store_error(self, error: sqlite3.Error) -> StoreError:
         hint = {

@@ -80,6 +80,8 @@ class NodeStore:
                     make_directories(self.root / "datasets")
                     make_directories(self.root / "staging")
                 self.node_id = self._identity(name, create)
+                if not (self.root / "manifest.sqlite").exists() and any((self.root / "datasets").glob("*")):
+                    raise StoreError(str(self.root), "its manifest.sqlite is lost", "run `gpuflow doctor --rebuild`")
                 self.manifest = Manifest(self.root / "manifest.sqlite", create=create)
         except BaseException:
             self._close_writer()
@@ -180,7 +182,7 @@ class NodeStore:
         for path, data in documents.items():
             target = folder / path / "zarr.json"
             if not target.is_file() or read_file(target) != data:  # most versions of a record change nothing of it
-                write_durably(target, data, self.writer.temporary())
+                write_durably(target, data, self.writer.temporary(), below=self.root / "datasets")
 
     def _sweep(self) -> None:
         """Delete the folders of removed datasets, but for those that a commit is under way in: it sweeps when it ends."""
@@ -352,8 +354,10 @@ class NodeStore:
     def _put_file(self, item: Staged, target: str, durable: bool) -> bool:
         """Have the staged file at `target`. Whether the one that it replaced is now the temporary."""
         if item.temporary is None:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            try:
                 os.unlink(target)
+            except (FileNotFoundError, NotADirectoryError):
+                self._check_there()
             return False
         if item.replaces and not item.linked:
             with contextlib.suppress(FileNotFoundError):  # the generation before was EMPTY
@@ -362,11 +366,16 @@ class NodeStore:
         try:
             os.rename(item.temporary, target)
         except FileNotFoundError:
-            make_directories(Path(target).parent, durable)
+            make_directories(Path(target).parent, durable, below=self.root / "datasets")
             os.rename(item.temporary, target)
         if item.linked:
             Path(item.temporary).unlink(missing_ok=True)  # renaming one link of a file onto another does nothing
         return False
+
+    def _check_there(self) -> None:
+        """FileNotFoundError when the store itself is gone, as when its disk is no longer mounted: a file that is not there means nothing
+        then, and the manifest, which is open, still takes what is written."""
+        os.stat(self.root / "datasets")
 
     def _keep_spares(self, replaced: Sequence[Staged]) -> None:
         for item in replaced:
@@ -411,6 +420,42 @@ class NodeStore:
         records = {name: self.record(name) for name in {replica.dataset for replica in replicas}}
         prefix = f"{self.root}/datasets/"
         return [prefix + records[replica.dataset].chunk_name(replica.array, replica.chunk) for replica in replicas]
+
+    def adopt(self, replica: Replica, data: bytes | memoryview, *, durable: bool = True) -> bool:
+        """Keep a copy of another node's replica: at its generation, with its digest and recipe. False when this node has that generation
+        or a newer one, or gets it meanwhile. ChunkCorrupt when `data` is not what the replica says; else as `stage` and `commit`."""
+        return bool(self.adopt_all([(replica, data)], durable=durable))
+
+    def adopt_all(self, copies: Sequence[tuple[Replica, bytes | memoryview]], *, durable: bool = True) -> list[Replica]:
+        """`adopt` for several chunks of one array in one commit: which of them are now here. When another writer is faster with one, none
+        is."""
+        if not copies:
+            return []
+        first = copies[0][0]
+        here = self.manifest.replicas_of(first.dataset, first.array, [replica.chunk for replica, _ in copies])
+        staged: list[Staged] = []
+        try:
+            for replica, data in copies:
+                there = here.get(replica.chunk)
+                replaces = there.generation if there else 0
+                if replaces < replica.generation:
+                    staged.append(self._stage_copy(replica, data, replaces, durable))
+        except BaseException:
+            self.discard(staged)
+            raise
+        try:
+            self.commit(staged, durable=durable)
+        except StaleChunk:
+            return []
+        return [item.replica for item in staged]
+
+    def _stage_copy(self, replica: Replica, data: bytes | memoryview, replaces: int, durable: bool) -> Staged:
+        if len(data) != replica.nbytes or (digest(data) if len(data) else EMPTY) != replica.digest:
+            name = self.record(replica.dataset).chunk_name(replica.array, replica.chunk)
+            raise ChunkCorrupt(name, self.node_id, "what was to be kept of it is not what another node committed")
+        if replica.digest == EMPTY:
+            return self.stage_empty(replica, replaces=replaces)
+        return self.stage(replica, data, replaces=replaces, durable=durable)
 
     def discard(self, staged: Sequence[Staged]) -> None:
         """Drop staged replicas that will not be committed."""
@@ -470,6 +515,7 @@ class NodeStore:
                 folders.append(path.parent)
             else:
                 undone.append(replica)
+        self._check_there()
         sync_directories(folder for folder in folders if folder.exists())
         if done:
             undone += self.manifest.finish(done)

@@ -23,9 +23,11 @@ class DatasetRecord:
     state: "writing" until every chunk is committed, then "ready"; "removed" is a tombstone.
     origin: what it was made from, in words that are compared for equality (an ingest's identity, a pipeline's fingerprint), and how to do
     it again ("options" of the ingest, the "pipeline").
-    transforms: the in-place pipelines applied so far, oldest first, each {"declared", "fingerprint", "steps"}; the steps carry
+    transforms: the in-place pipelines applied so far, oldest first, each {"declared", "fingerprint", "steps", "begun"}; the steps carry
     their resolved parameters, so that a resumed run applies the very same numbers.
-    statistics: results that a later pipeline may reuse, by the digest of what they were computed from."""
+    statistics: results that a later pipeline may reuse, by the digest of what they were computed from.
+    snapshots: by tag: see datasets/snapshots.py.
+    replicas: how many nodes hold a chunk, {"min", "max"}: up to the greatest number, those to which it is shipped keep it."""
 
     name: str
     version: int = 1
@@ -35,6 +37,8 @@ class DatasetRecord:
     origin: Mapping[str, Any] = field(default_factory=dict)
     transforms: tuple[Mapping[str, Any], ...] = ()
     statistics: Mapping[str, Any] = field(default_factory=dict)
+    snapshots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    replicas: Mapping[str, int] = field(default_factory=lambda: {"min": 1, "max": 1})
     created: str = ""
 
     @cached_property
@@ -59,6 +63,12 @@ class DatasetRecord:
             return {name: value for name, value in one.items() if name not in _AGAIN}
 
         return essence(self.origin) == essence(origin)
+
+    def keeping(self, most: int | None) -> DatasetRecord:
+        """With at most `most` replicas of a chunk; itself when it has that already, or for None."""
+        if most is None or most == self.replicas["max"]:
+            return self
+        return self.next(replicas={**self.replicas, "max": most})
 
     def next(self, **changes: Any) -> DatasetRecord:
         """The following version, with `changes`."""

@@ -47,8 +47,8 @@ def limited(one_node: Connection) -> Iterator[Callable[[int | None], None]]:
 
     def limit(nbytes: int | None, dask_scheduler: Any) -> int | None:
         plugin = dask_scheduler.plugins["gpuflow"]
-        address, info = next(iter(plugin.nodes.items()))
-        plugin.nodes[address] = replace(info, usable_nbytes=nbytes)
+        address, info = next(iter(plugin.members.nodes.items()))
+        plugin.members.nodes[address] = replace(info, usable_nbytes=nbytes)
         return info.usable_nbytes  # type: ignore[no-any-return]
 
     before = one_node.client.run_on_scheduler(limit, None)

@@ -49,7 +49,15 @@ class TestNewDataset:
         assert receipt["status"] == "done"
         assert receipt["chunks"] == {"total": 24, "done": 24, "skipped": 0, "failed": 0}
         assert receipt["bytes"]["shipped"] == receipt["bytes"]["sent"] == 0
-        assert receipt["locality"] == {"local_chunks": 44, "remote_chunks": 0, "reasons": {"local": 44}}  # 20 for the statistics
+        locality = receipt["locality"]
+        assert (locality["local_chunks"], locality["remote_chunks"], locality["reasons"]) == (
+            44,
+            0,
+            {"local": 44},
+        )  # 20: statistics
+        assert locality["tiers"]["disk"] == {"chunks": 44, "bytes": receipt["bytes"]["read"]}
+        assert locality["tiers"]["peer"] == {"chunks": 0, "bytes": 0}
+        assert (locality["shipped_bytes"], locality["kept_bytes"]) == ({}, 0)
         assert all(part["chunks"] for part in receipt["nodes"].values())
         assert len(receipt["nodes"]) == 3
         assert receipt["bytes"]["read"] > 0

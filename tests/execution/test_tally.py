@@ -17,6 +17,7 @@ def example(factor: int) -> Tally:
     tally = Tally(**{name: factor * (i + 1) for i, name in enumerate(COUNTS)})  # type: ignore[arg-type]
     tally.seconds = dict.fromkeys(STAGES, factor * 0.5)
     tally.by_node.update({"n0": factor, f"n{factor}": 1})
+    tally.shipped_why.update({"hot_node": factor})
     tally.failures.append(Failure(f"d/x/c/{factor}", factor, "n0", "KeyError: 'x'", "Traceback", retry=bool(factor % 2)))
     return tally
 
@@ -25,10 +26,11 @@ def test_add_takes_over_everything() -> None:
     total = Tally()
     for factor in (1, 2):
         total.add(example(factor))
-    assert len(COUNTS) == 7
+    assert len(COUNTS) == 8
     assert [getattr(total, name) for name in COUNTS] == [3 * (i + 1) for i in range(len(COUNTS))]
     assert total.seconds == dict.fromkeys(STAGES, 1.5)
     assert total.by_node == {"n0": 3, "n1": 1, "n2": 1}
+    assert total.shipped_why == {"hot_node": 3}
     assert [failure.index for failure in total.failures] == [1, 2]
 
 

@@ -35,6 +35,7 @@ def test_it_is_the_twin_of_the_file(tmp_path: Path) -> None:
         Pipeline("a", ["image", "t*"]).standardize(["y", 0], mean=[[1, 2]], std=0.5).in_place(),
         Pipeline("a").clip(max=3).cast(np.float16).to("b").on("cuda:0").on(workers=2),
         Pipeline("a").to("c").in_place().cast("int8"),
+        Pipeline("a").cast("int8").in_place(snapshot="before"),
     ],
 )
 def test_round_trips(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -77,6 +77,13 @@ def test_selection(arrays: Any, source: DatasetRecord, expected: set[str]) -> No
     assert {array.path for array in made.arrays if array.carried} == set(source.arrays) - expected
 
 
+def test_with_a_snapshot_it_is_the_same_pipeline() -> None:
+    pipeline = Pipeline("d", "t").map("x * 2")
+    with_one, without = plan(pipeline.in_place(snapshot="before")), plan(pipeline.in_place())
+    assert with_one.declared == without.declared
+    assert with_one.fingerprint() == without.fingerprint()
+
+
 def test_in_place_leaves_the_others_out() -> None:
     made = plan(Pipeline("d", "t").map("x * 2").in_place())
     assert [array.path for array in made.arrays] == ["t"]

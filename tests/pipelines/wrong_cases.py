@@ -96,6 +96,15 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "in place, compressed": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, compressor: zstd}\n", [
         "p.yaml:3:38: output.compressor: in place, arrays keep the codecs they have; leave `compressor` out",
     ]),
+    "snapshot of what is not changed": ("source: a\noutput: {dataset: b, snapshot: before}\n", [
+        "p.yaml:2:32: output.snapshot: only what is changed in place needs a snapshot: the source stays as it is; leave `snapshot` out",
+    ]),
+    "no tag": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, snapshot: ../x}\n", [
+        "p.yaml:3:36: output.snapshot: '../x' cannot be the tag of a snapshot; use at most 100 letters",
+    ]),
+    "no tag, a number": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, snapshot: 7}\n", [
+        "p.yaml:3:36: output.snapshot: must be text, not the number 7",
+    ]),
     "in place without steps": ("source: a\noutput: {in_place: true}\n", ["steps: there is nothing to do: no steps, and the output is in place"]),
     "compressor": ("source: a\noutput: {dataset: b, compressor: zst}\n", [
         "p.yaml:2:34: output.compressor: must not be the text 'zst'; did you mean `zstd`? known: auto, none, zstd, gzip, blosc, lz4",
@@ -113,6 +122,13 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "in place, cut": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, compressor: zstd, chunks: whole}\n", [
         "output.compressor: in place, arrays keep the codecs they have; leave `compressor` out",
         "output.chunks: in place, arrays keep the codecs they have; leave `chunks` out",
+    ]),
+    "no replicas": ("source: a\noutput: {dataset: b, replicas: {max: 0}}\n", ["p.yaml:2:38: output.replicas.max: must be at least 1, not 0"]),
+    "replicas": ("source: a\noutput: {dataset: b, replicas: {mx: 3}}\n", [
+        "output.replicas.mx: unknown key `mx`; did you mean `max`? known: max",
+    ]),
+    "in place, spread": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, replicas: {max: 2}}\n", [
+        "output.replicas: in place, a dataset keeps its replicas as they are; leave `replicas` out",
     ]),
     "device": (GOOD + "run: {device: gpu}\n", ["p.yaml:7:15: run.device: there is no device 'gpu'; write auto, cpu, cuda or cuda:0"]),
     "device number": (GOOD + "run: {device: 'cuda:x'}\n", ["run.device: there is no device 'cuda:x'"]),

@@ -11,9 +11,10 @@ import numpy as np
 
 from gpuflow.errors import ChunkCorrupt, StaleChunk
 from gpuflow.storage.disk import digest
-from gpuflow.storage.manifest import Manifest, Replica
+from gpuflow.storage.manifest import REPLICA_DTYPE, Manifest, Replica
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
+from gpuflow.storage.rebuild import rebuild
 from gpuflow.storage.record import DatasetRecord
 from tests.storage.faults import Faults, patched
 
@@ -71,6 +72,17 @@ def killed_at(root: Path, scenario: str, call: int) -> int:
             SCENARIOS[scenario].run(NodeStore(root), faults)
         os._exit(0)
     return os.waitpid(child, 0)[1]
+
+
+def killed_rebuild(root: Path, call: int) -> bool:
+    """Rebuild in a child that kills itself at the `call`-th call that changes the disk; whether it did."""
+    child = os.fork()
+    if child == 0:
+        with patched(Faults(call, kill=True)) as faults:
+            faults.armed = True
+            rebuild(root, {}, lambda dataset, array: np.empty(0, REPLICA_DTYPE))
+        os._exit(0)
+    return os.waitpid(child, 0)[1] != 0
 
 
 def hold_store(root: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpuflow.errors import NotFound, StoreError
-from gpuflow.storage.manifest import REPLICA_DTYPE, UNKNOWN, Manifest, Replica
+from gpuflow.storage.manifest import _SCHEMA, FORMAT, REPLICA_DTYPE, UNKNOWN, Manifest, Replica
 from gpuflow.storage.record import DatasetRecord
 from tests.storage.stores import ARRAY, commit_rows, new_record, new_replica
 
@@ -234,6 +234,20 @@ def test_a_manifest_of_the_future_is_refused(manifest: Manifest, tmp_path: Path)
         Manifest(tmp_path / "manifest.sqlite")
 
 
+def test_a_manifest_of_the_past_is_upgraded(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "manifest.sqlite") as old:
+        old.executescript(_SCHEMA)
+        old.execute("INSERT INTO array (dataset, path) VALUES ('d', ?)", (ARRAY,))
+        old.execute("INSERT INTO replica VALUES (1, 0, 7, 9, ?, ?, ?, 1, 0)", (b"d" * 16, b"r" * 16, b"i" * 16))
+    old.close()
+    for _ in range(2):
+        manifest = Manifest(tmp_path / "manifest.sqlite")
+        assert manifest.replica("d", ARRAY, 0) == Replica("d", ARRAY, 0, 7, 9, b"d" * 16, b"r" * 16, b"i" * 16)
+        assert manifest.query("SELECT value FROM meta WHERE key = 'format'") == [(FORMAT,)]
+        assert manifest.query("SELECT * FROM snapshot") == manifest.query("SELECT * FROM kept") == []
+        manifest.close()
+
+
 @pytest.mark.parametrize("damage", ["garbage", "middle", "no format", "no tables"])
 def test_a_damaged_file_is_a_store_error_with_a_remedy(manifest: Manifest, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "manifest.sqlite"
@@ -251,7 +265,7 @@ def test_a_damaged_file_is_a_store_error_with_a_remedy(manifest: Manifest, tmp_p
         with sqlite3.connect(path) as other:
             other.execute("CREATE TABLE meta (key, value)")
         other.close()
-    with pytest.raises(StoreError, match="the file is damaged; move it away and ingest again"):
+    with pytest.raises(StoreError, match="the file is damaged; `gpuflow doctor --rebuild` makes it anew"):
         Manifest(path).changes(0)
 
 
@@ -289,3 +303,14 @@ def test_a_failed_transaction_leaves_nothing(manifest: Manifest) -> None:
         fail()
     assert manifest.records() == []
     assert manifest.put_record(new_record())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"transforms": []}', '{"name": "d"}'])
+def test_a_record_that_cannot_be_read_is_a_store_error_with_a_remedy(manifest: Manifest, tmp_path: Path, text: str) -> None:
+    manifest.put_record(new_record())
+    manifest._rows("UPDATE dataset SET record = ?", text)
+    for read in (manifest.records, partial(manifest.record, "d")):
+        with pytest.raises(StoreError, match="record cannot be read") as raised:
+            read()
+        assert str(tmp_path) in str(raised.value)
+        assert "doctor" in str(raised.value)
