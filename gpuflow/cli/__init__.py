@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, doctor, history, pipelines, scrub, snapshots
+from gpuflow.cli import calibration, cluster, data, doctor, history, pipelines, replicas, scrub, snapshots
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -27,12 +27,14 @@ app.command("snapshot", rich_help_panel=_DATA)(snapshots.snapshot)
 app.command("rollback", rich_help_panel=_DATA)(snapshots.rollback)
 app.command("diff", rich_help_panel=_DATA)(snapshots.diff)
 app.command("log", rich_help_panel=_DATA)(history.log)
+app.command("replicate", rich_help_panel=_DATA)(replicas.replicate)
 app.command("scrub", rich_help_panel=_DATA)(scrub.scrub)
 app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)
 app.command("plan", rich_help_panel=_PIPELINES)(pipelines.plan)
 app.command("run", rich_help_panel=_PIPELINES)(pipelines.run)
 app.command("calibrate", rich_help_panel=_CLUSTER)(calibration.calibrate)
 app.command("doctor", rich_help_panel=_CLUSTER)(doctor.doctor)
+app.command("drain", rich_help_panel=_CLUSTER)(replicas.drain)
 app.command("scheduler", rich_help_panel=_CLUSTER)(cluster.scheduler)
 app.command("node", rich_help_panel=_CLUSTER)(cluster.node)
 

@@ -35,8 +35,10 @@ def ingest(
     link: Annotated[
         bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")
     ] = False,
+    replicas: Annotated[int | None, typer.Option(min=1, help="On how many nodes each chunk is to lie (default: 1).")] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(min=1, help="Nodes that may keep a chunk which is shipped to them (default: 1, none does).")
+        int | None,
+        typer.Option(min=1, help="Nodes to which a chunk is shipped keep it until so many have it (default: none does)."),
     ] = None,
     nodes: Nodes_ = None,
     workers: Workers = None,
@@ -56,10 +58,13 @@ def ingest(
     from gpuflow.objectstore.sources import open_source
 
     check_name(name)
+    policy = None
+    if replicas or max_replicas:
+        policy = {"min": replicas or 1, "max": max(replicas or 1, max_replicas or 1)}
     opened = open_source(source, **options)
     opened.layout()  # a bad source is found before a cluster is started for it
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
-        receipt = ingest_source(connection, opened, name, link=link, max_replicas=max_replicas, progress=bar)
+        receipt = ingest_source(connection, opened, name, link=link, replicas=policy, progress=bar)
     end_with(receipt, as_json, report)
 
 

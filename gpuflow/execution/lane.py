@@ -157,7 +157,7 @@ class Lane:
         slot's first buffer, until the next read."""
         group = self.group
         if not self.holds(chunk):
-            return self._fetch(chunk)
+            return self.fetch(chunk)
         with self.tally.timed("read"):
             replica = self.there(group.dataset)[chunk]
             path = f"{self._folder}/{self.codec.metadata.key(chunk)}"
@@ -178,7 +178,8 @@ class Lane:
                 self._elsewhere.add(chunk)
             raise
 
-    def _fetch(self, chunk: int) -> tuple[Replica, memoryview[int]]:
+    def fetch(self, chunk: int) -> tuple[Replica, memoryview[int]]:
+        """The verified bytes of a chunk from a peer."""
         with self.tally.timed("transfer"):
             replica, data = self._transfer.take(chunk, self._name(chunk))
         self.tally.shipped += len(data)

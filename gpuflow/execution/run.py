@@ -20,6 +20,7 @@ from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
+from gpuflow.execution.copies import check_nodes, refresh
 from gpuflow.execution.counted import bound_of
 from gpuflow.execution.jobs import CarryJob, MapJob
 from gpuflow.execution.lane import Job
@@ -62,6 +63,7 @@ def _run(
     _, found = together(lambda: connection.ask("gf_sync"), lambda: look(connection, spec))
     plan, record = prepare(found, spec, stack=stack)
     check_memory(connection, found, plan)
+    check_nodes(connection, record)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
     plan = statistics.resolve(run, found, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
@@ -76,6 +78,7 @@ def _run(
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
     record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
     run.submit("map", work)
+    refresh(run, record)
     complete = record.state != "ready" and not run.stopped
     _, sent = together(
         lambda: complete and catalog.publish(connection, record.next(state="ready")),
@@ -121,7 +124,7 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
     if there.transforms or there.state == snapshots.ROLLING_BACK:
         reason = "was changed in place since it was made; choose another name, or remove it with `gpuflow remove`"
         raise NameTaken(there.name, reason)
-    return plan, there.keeping(spec.output.max_replicas)
+    return plan, there.keeping(spec.output.policy)
 
 
 def plan_all_chunks(found: Survey, plan: Plan) -> list[ChunkPlan]:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets import catalog, snapshots
 from gpuflow.datasets.placement import assign
 from gpuflow.errors import ConfigError, NameTaken, Problem, SourceError
+from gpuflow.execution.copies import check_nodes, refresh
 from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Lane
+from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
-from gpuflow.execution.submit import Batch, Progress, Silent, Submission
+from gpuflow.execution.submit import Batch, Progress, Silent
 from gpuflow.objectstore.sources.base import Layout, Source
 from gpuflow.pipelines.fingerprint import fingerprint, recipe
 from gpuflow.pipelines.spec import check_dataset_name
@@ -80,32 +81,34 @@ def ingest_source(
     name: str,
     *,
     link: bool = False,
-    max_replicas: int | None = None,
+    replicas: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Receipt:
     """Make dataset `name` of `source`, its chunks spread evenly over the live nodes; with `link`, as hard links of the source's files.
 
-    max_replicas: nodes to which a chunk is shipped keep it until so many have it; 1 when it was never said.
+    replicas: on how many nodes each chunk is to lie at the end, "min", and may come to lie, "max"; None leaves it as it is, or 1.
 
     NameTaken when the name is in use for something else. The receipt tells what failed."""
     began = time.monotonic()
     check_name(name)
     connection.ask("gf_sync")
     layout = source.layout()
-    record = _record(connection, source, layout, name).keeping(max_replicas)
+    record = _record(connection, source, layout, name).keeping(replicas)
+    check_nodes(connection, record)
     nodes = _linking_nodes(connection, source) if link else list(connection.nodes())
     if not catalog.publish(connection, record):
         raise NameTaken(name, "is being made by another run; run again when that has ended")
-    run_id = uuid.uuid4().hex[:12]
+    run = Run(connection, record, progress or Silent())
     made_by = fingerprint({"ingest": source.identity()})
     job = IngestJob((record,), source, made_by, link)
-    work = [batch for path in record.arrays for batch in _batches(connection, record, path, run_id, job, nodes)]
-    outcome = Submission(connection, "ingest", run_id, progress or Silent()).execute(work)
-    if record.state != "ready" and not outcome.tally.failures and not outcome.interrupted:
+    work = [batch for path in record.arrays for batch in _batches(connection, record, path, run.run_id, job, nodes)]
+    run.submit("ingest", work)
+    refresh(run, record)
+    if record.state != "ready" and not run.stopped:
         catalog.publish(connection, record.next(state="ready"))
     total = sum(metadata.grid.size for metadata in record.metadata.values())
     return Receipt(
-        run_id=run_id,
+        run_id=run.run_id,
         pipeline=f"{source.location} -> {name}",
         fingerprint=made_by,
         target=name,
@@ -114,8 +117,8 @@ def ingest_source(
         planned_skips=total - sum(len(batch.group.chunks) for batch in work),
         wall_seconds=time.monotonic() - began,
         statistics_chunks=0,
-        outcome=outcome,
-        sent=connection.sent_bytes(run_id),
+        outcome=run.outcome,
+        sent=connection.sent_bytes(run.run_id),
         nodes=tuple(connection.nodes()),
         notes=layout.notes,
     )

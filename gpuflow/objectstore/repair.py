@@ -13,6 +13,7 @@ from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import CannotRepair, GpuflowError
+from gpuflow.execution.copies import copy_anew
 from gpuflow.execution.passes import Run
 from gpuflow.execution.run import look, plan_all_chunks, prepare, run_pipeline
 from gpuflow.execution.scrub import Chunks, verify
@@ -79,13 +80,16 @@ def scrub_dataset(
     findings = _check(run, found, everything, rate)
     tally, notes = run.outcome.tally, list[str]()
     if repair and findings and not run.outcome.interrupted:
-        again = {"pipeline": ("recomputed", _recompute), "ingest": ("fetched again", _fetch_again)}
-        how, redo = again[record.origin["kind"]]
-        try:
-            redo(connection, record, findings)
-            findings = _mark(findings, _check(Run(connection, record), _look(connection, name), _chunks_of(findings)), how)
-        except (GpuflowError, ArithmeticError) as error:
-            notes.append(str(error))
+        for how, redo in (("copied", _copy), (_AGAIN[record.origin["kind"]])):
+            left = [finding for finding in findings if not finding.repaired]
+            if not left:
+                break
+            try:
+                redo(connection, record, left)
+            except (GpuflowError, ArithmeticError) as error:
+                notes.append(str(error))
+            still = _check(Run(connection, record), _look(connection, name), _chunks_of(left))
+            findings = _mark(findings, still, how)
     return ScrubReport(
         name,
         tally.done + len(tally.failures),
@@ -131,6 +135,15 @@ def _mark(findings: list[Finding], left: list[Finding], how: str) -> list[Findin
     return [each if each.repaired or (each.array, each.index) in bad else replace(each, repaired=how) for each in findings]
 
 
+def _copy(connection: Connection, record: DatasetRecord, findings: list[Finding]) -> None:
+    """From peers that have them whole."""
+    damaged: dict[str, dict[str, list[int]]] = {}
+    for finding in findings:
+        if finding.node:
+            damaged.setdefault(finding.array, {}).setdefault(finding.node, []).append(finding.index)
+    copy_anew(Run(connection, record), damaged)
+
+
 def _recompute(connection: Connection, record: DatasetRecord, findings: list[Finding]) -> None:
     """By the pipeline that made the dataset, if it would do these chunks and no others."""
     spec = from_dict(_again(record, "pipeline"))
@@ -158,3 +171,6 @@ def _again(record: DatasetRecord, what: str) -> Any:
     if what not in record.origin:
         raise CannotRepair(record.name, "it was made by a gpuflow that did not keep how")
     return record.origin[what]
+
+
+_AGAIN = {"pipeline": ("recomputed", _recompute), "ingest": ("fetched again", _fetch_again)}

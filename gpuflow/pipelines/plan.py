@@ -89,7 +89,7 @@ class Plan:
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
         arrays = {array.path: array.target.document for array in self.arrays}
-        replicas = {"min": 1, "max": self.spec.output.replicas.max}
+        replicas = self.spec.output.replicas.policy()
         return DatasetRecord(name=self.target, arrays=arrays, groups=self.source.groups, origin=origin, replicas=replicas)
 
 

@@ -93,9 +93,15 @@ class SourceSpec(_Section, frozen=True):
 
 
 class ReplicasSpec(_Section, frozen=True):
-    """`max`: nodes to which a chunk is shipped keep it until so many have it."""
+    """`min`: on so many nodes each chunk lies when a run ends. `max`: nodes to which a chunk is shipped keep it until so many have it; not
+    below `min`."""
 
+    min: Annotated[int, Field(ge=1)] = 1
     max: Annotated[int, Field(ge=1)] = 1
+
+    def policy(self) -> dict[str, int]:
+        """As the dataset's record has it."""
+        return {"min": self.min, "max": max(self.min, self.max)}
 
 
 class OutputSpec(_Section, frozen=True):
@@ -103,7 +109,7 @@ class OutputSpec(_Section, frozen=True):
 
     `chunks`: shape of the inner chunks that each stored object, as large as one of the source, is cut into, so that samples can be read
     one by one; auto: one sample, or as many or as large a part as make 64 to 256 KiB; whole: stored objects are not cut.
-    `replicas`: how many nodes may come to hold a chunk of the new dataset.
+    `replicas`: how many nodes are to hold a chunk of the new dataset, and how many may.
     `snapshot`: tag of a snapshot that is taken before anything is changed in place."""
 
     dataset: DatasetName | None = None
@@ -129,9 +135,9 @@ class OutputSpec(_Section, frozen=True):
         return self
 
     @property
-    def max_replicas(self) -> int | None:
-        """None when it is not said."""
-        return self.replicas.max if "replicas" in self.model_fields_set else None
+    def policy(self) -> dict[str, int] | None:
+        """Of replicas; None when it is not said."""
+        return self.replicas.policy() if "replicas" in self.model_fields_set else None
 
     def to_value(self) -> Any:
         if self.in_place:
@@ -141,8 +147,8 @@ class OutputSpec(_Section, frozen=True):
             value["compressor"] = self.compressor
         if self.chunks != "auto":
             value["chunks"] = self.chunks if self.chunks == "whole" else list(self.chunks)
-        if self.replicas.max > 1:
-            value["replicas"] = {"max": self.replicas.max}
+        if self.replicas != ReplicasSpec():
+            value["replicas"] = {name: number for name, number in self.replicas if number > 1}
         return value if len(value) > 1 else self.dataset
 
 

@@ -27,7 +27,7 @@ class DatasetRecord:
     their resolved parameters, so that a resumed run applies the very same numbers.
     statistics: results that a later pipeline may reuse, by the digest of what they were computed from.
     snapshots: by tag: see datasets/snapshots.py.
-    replicas: how many nodes hold a chunk, {"min", "max"}: up to the greatest number, those to which it is shipped keep it."""
+    replicas: on how many nodes each chunk lies when a run has ended, "min"; up to "max", nodes to which it is shipped keep it."""
 
     name: str
     version: int = 1
@@ -64,11 +64,11 @@ class DatasetRecord:
 
         return essence(self.origin) == essence(origin)
 
-    def keeping(self, most: int | None) -> DatasetRecord:
-        """With at most `most` replicas of a chunk; itself when it has that already, or for None."""
-        if most is None or most == self.replicas["max"]:
+    def keeping(self, policy: Mapping[str, int] | None) -> DatasetRecord:
+        """With `policy` for its replicas; itself when it has that already, or for None."""
+        if policy is None or dict(policy) == dict(self.replicas):
             return self
-        return self.next(replicas={**self.replicas, "max": most})
+        return self.next(replicas=dict(policy))
 
     def next(self, **changes: Any) -> DatasetRecord:
         """The following version, with `changes`."""

@@ -63,7 +63,7 @@ def nodes(root: Path) -> Iterator[Connection]:
 
 
 def allow(connection: Connection, dataset: str, most: int) -> None:
-    assert publish(connection, find(connection, dataset).keeping(most))
+    assert publish(connection, find(connection, dataset).keeping({"min": 1, "max": most}))
 
 
 def read_all(connection: Connection, dataset: str) -> Outcome:
@@ -201,7 +201,7 @@ def test_the_policy_is_given_when_it_is_ingested_and_may_be_changed(nodes: Conne
     np.save(tmp_path / "source.npy", np.zeros((8, 4), "float32"))
     source = open_source(tmp_path / "source.npy", chunk_samples=2)
     for given, known in ((None, 1), (3, 3), (None, 3), (2, 2)):
-        ingest_source(nodes, source, "policy", max_replicas=given)
+        ingest_source(nodes, source, "policy", replicas=given and {"min": 1, "max": given})
         assert find(nodes, "policy").replicas == {"min": 1, "max": known}
 
 

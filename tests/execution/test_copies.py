@@ -1,0 +1,113 @@
+"""Copies on several nodes: made, kept up, and used to repair."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
+from gpuflow.errors import ClusterError, NotFound
+from gpuflow.execution.copies import drain, replicate
+from gpuflow.execution.run import run_pipeline
+from gpuflow.objectstore.ingest import ingest_source
+from gpuflow.objectstore.repair import scrub_dataset
+from gpuflow.objectstore.sources import open_source
+from gpuflow.pipelines.load import from_dict
+from tests.helpers import read_back
+
+
+def roots_of(connection: Connection) -> dict[str, Path]:
+    return {worker["node"]: Path(worker["root"]) for worker in connection.info()["workers"].values()}
+
+
+def ingested(connection: Connection, path: Path, name: str, **options: Any) -> None:
+    assert ingest_source(connection, open_source(path), name, **options).status == "done"
+
+
+def holders(connection: Connection, name: str) -> list[frozenset[str]]:
+    """Of each chunk of t2m at its newest generation."""
+    return catalog.chunk_table(connection, name, "t2m", 20).holder_sets
+
+
+def files(connection: Connection, chunk: str) -> list[Path]:
+    found = (root / "datasets" / chunk for root in roots_of(connection).values())
+    return [path for path in found if path.exists()]
+
+
+def test_replicate_and_again(three_nodes: Connection, field_zarr: Path) -> None:
+    ingested(three_nodes, field_zarr, "copied")
+    receipt = replicate(three_nodes, "copied", 2).to_dict()
+    assert receipt["chunks"] == {"total": 24, "done": 24, "skipped": 0, "failed": 0}
+    assert receipt["bytes"]["shipped"] == receipt["bytes"]["written"] == receipt["bytes"]["sent"] > 0
+    assert {len(nodes) for nodes in holders(three_nodes, "copied")} == {2}
+    assert len({path.read_bytes() for path in files(three_nodes, "copied/t2m/c/0/0/0")}) == 1
+    assert replicate(three_nodes, "copied", 2).to_dict()["chunks"]["total"] == 0
+    assert replicate(three_nodes, "copied", 3).to_dict()["chunks"]["done"] == 24
+    with pytest.raises(ClusterError, match="4 copies need as many nodes, the cluster has 3"):
+        replicate(three_nodes, "copied", 4)
+    assert dict(catalog.find(three_nodes, "copied").replicas) == {"min": 3, "max": 3}
+    assert replicate(three_nodes, "copied", 1).to_dict()["chunks"]["total"] == 0
+    assert catalog.find(three_nodes, "copied").replicas["min"] == 1
+
+
+def test_a_run_in_place_ends_with_new_copies(three_nodes: Connection, field_zarr: Path) -> None:
+    ingested(three_nodes, field_zarr, "copied-place", replicas={"min": 2, "max": 2})
+    before = read_back(roots_of(three_nodes).values(), "copied-place", "t2m")
+    spec = from_dict({"source": "copied-place", "steps": [{"map": "x * 2"}], "output": {"in_place": True}})
+    assert run_pipeline(three_nodes, spec).status == "done"
+    assert all(len(nodes) >= 2 for nodes in holders(three_nodes, "copied-place"))
+    np.testing.assert_array_equal(read_back(roots_of(three_nodes).values(), "copied-place", "t2m"), before * 2)
+    assert run_pipeline(three_nodes, spec).outcome.tally.done == 0
+
+
+def test_an_output_with_copies(three_nodes: Connection, field_zarr: Path) -> None:
+    ingested(three_nodes, field_zarr, "copied-in")
+    output = {"dataset": "copied-out", "replicas": {"min": 2}}
+    steps = {"source": {"dataset": "copied-in", "arrays": ["t2m"]}, "steps": [{"map": "x * 2"}]}
+    receipt = run_pipeline(three_nodes, from_dict({**steps, "output": output})).to_dict()
+    assert receipt["status"] == "done"
+    assert receipt["bytes"]["shipped"] == receipt["bytes"]["sent"] > 0
+    assert {len(nodes) for nodes in holders(three_nodes, "copied-out")} == {2}
+    assert catalog.find(three_nodes, "copied-out").state == "ready"
+    with pytest.raises(ClusterError, match="is to have 9 copies of each chunk, for which 3 nodes are left"):
+        run_pipeline(three_nodes, from_dict({**steps, "output": {"dataset": "never", "replicas": {"min": 9}}}))
+    assert "never" not in catalog.records(three_nodes)
+
+
+def test_damaged_copies_are_made_again_from_sound_ones(three_nodes: Connection, field_zarr: Path) -> None:
+    ingested(three_nodes, field_zarr, "copied-damaged", replicas={"min": 2, "max": 2})
+    spec = from_dict({"source": "copied-damaged", "steps": [{"map": "x * 2"}], "output": {"in_place": True}})
+    assert run_pipeline(three_nodes, spec).status == "done"  # so that there is no other way
+    whole = read_back(roots_of(three_nodes).values(), "copied-damaged", "t2m")
+    newest = holders(three_nodes, "copied-damaged")
+    one, other = (roots_of(three_nodes)[min(newest[chunk])] / "datasets/copied-damaged/t2m/c" for chunk in (0, 19))
+    (one / "0/0/0").unlink()
+    (other / "9/1/0").write_bytes(b"other bytes")
+    report = scrub_dataset(three_nodes, "copied-damaged")
+    assert report.sound, report.to_dict()
+    assert sorted((each.chunk, each.repaired) for each in report.findings) == [
+        ("copied-damaged/t2m/c/0/0/0", "copied"),
+        ("copied-damaged/t2m/c/9/1/0", "copied"),
+    ]
+    assert scrub_dataset(three_nodes, "copied-damaged").findings == ()
+    np.testing.assert_array_equal(read_back(roots_of(three_nodes).values(), "copied-damaged", "t2m"), whole)
+
+
+def test_drain(three_nodes: Connection, field_zarr: Path) -> None:
+    ingested(three_nodes, field_zarr, "drained")
+    ingested(three_nodes, field_zarr, "drained-once")
+    node = min(roots_of(three_nodes))
+    replicate(three_nodes, "drained", 3)
+    with pytest.raises(ClusterError, match=r"'drained' is to have 3 copies .* 2 nodes are left; .*`gpuflow replicate drained 2`"):
+        drain(three_nodes, node)
+    replicate(three_nodes, "drained", 2)
+    receipts = {receipt.target: receipt for receipt in drain(three_nodes, node)}
+    for name, copies in (("drained", 2), ("drained-once", 1)):
+        assert receipts[name].status == "done"
+        assert all(len(nodes - {node}) >= copies for nodes in holders(three_nodes, name))
+    with pytest.raises(NotFound, match="no node 'nowhere'"):
+        drain(three_nodes, "nowhere")
