@@ -19,7 +19,7 @@ from gpuflow.backends.select import select_device
 from gpuflow.cluster.launch import EmbeddedCluster, existing_roots
 from gpuflow.cluster.results import Results
 from gpuflow.cluster.worker_plugin import on_store, sent_bytes
-from gpuflow.errors import ClusterError
+from gpuflow.errors import ClusterError, GpuflowError
 from gpuflow.settings import scheduler_address, store_root
 
 T = TypeVar("T")
@@ -68,20 +68,36 @@ class Connection:
         """Call one of the plugin's handlers on the scheduler."""
         if self.client.status not in ("running", "connecting"):
             raise ClusterError(f"the connection to the scheduler is {self.client.status}", "connect again")
-        return self.client.sync(getattr(self.client.scheduler, operation), **kwargs)
+        try:
+            return self.client.sync(getattr(self.client.scheduler, operation), **kwargs)
+        except OSError as error:
+            raise ClusterError(f"the scheduler does not answer ({error})", "connect again when it is back") from error
 
     # -- what is done there -----------------------------------------------------------------------------------------------------
 
     def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
-        """`function(store, *args)` on one worker of every node: {node id: result}. Its errors are raised here."""
-        chosen = {addresses[0]: node for node, addresses in self.nodes().items()}
-        answers = self.client.run(on_store, function, *args, workers=list(chosen))
-        return {chosen[address]: answer for address, answer in answers.items()}
+        """`function(store, *args)` on one worker of every node: {node id: result}. Its errors are raised here.
+
+        Where a worker goes away meanwhile, another of its node is asked; ClusterError when none is left."""
+        left, found = self.nodes(), dict[str, T]()
+        while left:
+            chosen = {addresses[0]: node for node, addresses in left.items()}
+            answers = self.client.run(on_store, function, *args, workers=list(chosen), on_error="return")
+            left = {node: left[node][1:] for address, node in chosen.items() if _is_gone(answers[address])}
+            for address, node in chosen.items():
+                answer = answers[address]
+                if node not in left and isinstance(answer, Exception):
+                    raise answer
+                if node in left and not left[node]:
+                    raise ClusterError(f"node {node} does not answer ({answer})", "run again when it is back") from answer
+                if node not in left:
+                    found[node] = answer
+        return dict(sorted(found.items()))
 
     def sent_bytes(self, run: str) -> int:
-        """Chunk bytes that left workers for `run`, by their own count."""
+        """Chunk bytes that left workers for `run`, by their own count, as far as they live."""
         workers = [address for addresses in self.nodes().values() for address in addresses]
-        return sum(self.client.run(sent_bytes, run, workers=workers).values())
+        return sum(self.client.run(sent_bytes, run, workers=workers, on_error="ignore").values())
 
     # -- start and end ----------------------------------------------------------------------------------------------------------
 
@@ -147,6 +163,11 @@ def connect(
     except BaseException:
         client.close()
         raise
+
+
+def _is_gone(answer: Any) -> bool:
+    """Whether it is a connection's error and no answer."""
+    return isinstance(answer, OSError) and not isinstance(answer, GpuflowError)
 
 
 def _knock(address: str) -> None:

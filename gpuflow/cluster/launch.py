@@ -33,9 +33,11 @@ _QUIET = {
     "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "1s",
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "2s",
     "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "False",
+    "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "10s",
 }
 """For an embedded cluster, which has no dashboard to show them: what Dask measures of processes that do nothing. With the defaults an idle
-worker takes 2.5% of a core, so that 20 of them take a quarter of two; with these 0.5%."""
+worker takes 2.5% of a core, so that 20 of them take a quarter of two; with these 0.5%. A worker of this machine that died is not waited
+for 30 s."""
 
 
 def node_roots(root: Path, nodes: int) -> list[Path]:

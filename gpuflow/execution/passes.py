@@ -44,7 +44,7 @@ class Run:
         jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
         workers = [address for addresses in self.connection.nodes().values() for address in addresses]
         if jobs:
-            self.connection.client.run(_prepare, jobs, workers=workers)
+            self.connection.client.run(_prepare, jobs, workers=workers, on_error="ignore")  # of a worker that is gone
 
     def submit(self, title: str, work: Sequence[Batch]) -> Outcome:
         """One pass; its counts join the run's."""
