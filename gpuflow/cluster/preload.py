@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import threading
@@ -16,19 +17,26 @@ from gpuflow.cluster import scheduler_plugin, worker_plugin
 from gpuflow.errors import GpuflowError
 from gpuflow.settings import store_root
 
+_FIRST_TASK = ("gpuflow.execution.jobs", "numba")
+"""What the first task would have to import, which takes a second: named here, since it is not for this layer to use."""
+_IDLE_SECONDS = 1.0
+
 
 @click.command()
 @click.option("--root", type=click.Path(path_type=Path), default=None, help="Store root of this worker's node (or GPUFLOW_ROOT).")
 @click.option("--node-name", default=None, help="Name of a new node; the default is the host's name.")
 def dask_setup(server: Any, root: Path | None, node_name: str | None) -> None:
     """gpuflow's part of a Dask scheduler or worker."""
-    if os.environ.pop("GPUFLOW_LIFELINE", None):  # taken out: a nanny's worker has no lifeline, it dies with the nanny
+    embedded = os.environ.pop("GPUFLOW_LIFELINE", None)  # taken out: a nanny's worker has no lifeline, it dies with the nanny
+    if embedded:
         _die_with_parent()
     try:
         if isinstance(server, Scheduler):
             scheduler_plugin.install(server)
         elif isinstance(server, Worker):
             worker_plugin.install(server, root or store_root(), node_name)
+            if not embedded:  # there a run follows at once
+                server.loop.call_later(_IDLE_SECONDS, threading.Thread(target=_import_ahead, daemon=True).start)
         elif not isinstance(server, Nanny):
             raise TypeError(f"gpuflow.cluster preloads into a scheduler or a worker, not {type(server).__name__}")
     except Exception as error:  # noqa: BLE001 - Dask goes on without a preload that raises; a worker without its store must not
@@ -36,6 +44,11 @@ def dask_setup(server: Any, root: Path | None, node_name: str | None) -> None:
             traceback.print_exception(error)
         print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(1)
+
+
+def _import_ahead() -> None:
+    for name in _FIRST_TASK:
+        importlib.import_module(name)
 
 
 def _die_with_parent() -> None:

@@ -22,7 +22,7 @@ LEAST_SECONDS = 0.03
 """Of a task, by what its chunks are expected to take: from one sign of progress to the next, and against the cost of a task."""
 _SCHEDULER_SECONDS = 0.0005
 """Of the one scheduler for a task: 313 to 490 us were measured. With many threads tasks must be longer for it, or they wait for it."""
-_FIRST_PER_SLOT = 2  # as many as the scheduler lets wait at a thread
+_FIRST_PER_SLOT = 3  # two wait at a thread, and the third goes there while the client learns what the first took
 _FIRST_NBYTES = 32 * 2**20  # decoded: ten milliseconds for what is fast
 _PARTS = 8  # of a thread's share of what is left: the next task
 

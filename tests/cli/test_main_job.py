@@ -126,7 +126,7 @@ def test_a_step_that_raises_fails_its_chunk_and_no_other(tmp_path: Path) -> None
 
 def test_ctrl_c_ends_cleanly_and_the_next_run_continues(tmp_path: Path) -> None:
     root = tmp_path / "root"
-    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(300, 20000)).astype("float32"))
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(1000, 5000)).astype("float32"))
     gpuflow("ingest", tmp_path / "a.npy", "wide", "--chunk-samples", 1, root=root)
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text('source: wide\nsteps:\n  - map: "exp(-abs(x))"\noutput: narrow\n')

@@ -38,6 +38,10 @@ def store_path(store: NodeStore) -> str:
     return str(store.root)
 
 
+def has_imported() -> bool:
+    return {"numba", "gpuflow.execution.jobs"} <= set(sys.modules)
+
+
 def test_no_node(gpuflow_scheduler: str) -> None:
     wait_for_workers(gpuflow_scheduler, 0)
     with (
@@ -58,6 +62,7 @@ def test_a_worker_with_the_preload_is_a_node(gpuflow_scheduler: str, tmp_path: P
             ((node, addresses),) = connection.nodes().items()
             assert node.startswith("alpha-") == bool(options)
             assert len(addresses) == 1
+            until(lambda: all(connection.client.run(has_imported).values()), "what the first task needs")
             assert connection.each_node(store_path) == {node: str(root)}
             assert (root / "node.json").exists()
     wait_for_workers(gpuflow_scheduler, 0)

@@ -62,7 +62,7 @@ def test_slow_chunks_come_in_small_tasks_and_quick_ones_in_large() -> None:
     def sizes(seconds: float) -> list[int]:
         cutter = Cutter(group_of(10_000), 2)
         first = list(cutter.first())
-        assert len(first) == 4
+        assert len(first) == 6
         return [len(group.chunks) for group in cutter.rest(seconds)]
 
     assert max(sizes(0.5)) * 0.5 <= MOST_SECONDS
