@@ -83,6 +83,10 @@ def _corruption(report: Report, arguments: argparse.Namespace, place: Path) -> N
     _add(report, "c. manifest changed", counts.made, counts.wrong)
     report.notes.append(f"c. manifest: {counts.found:,} changes found, {counts.harmless:,} in what nothing is kept in")
     report.check("c. changes of the manifest that nobody notices", len(counts.wrong), "<=", 0)
+    counts = corruption.documents(place / "documents")
+    _add(report, "c. zarr.json changed", counts.made, counts.wrong)
+    report.notes.append(f"c. zarr.json: {counts.found:,} changes found, {counts.harmless:,} after which it says the same")
+    report.check("c. changes of zarr.json that the doctor does not find", len(counts.wrong), "<=", 0)
 
 
 def _failures(report: Report, arguments: argparse.Namespace, place: Path) -> None:

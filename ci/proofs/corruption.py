@@ -1,10 +1,13 @@
 """c. What changes behind gpuflow's back is found when it is read, and named; nothing else is harmed by it.
 
 Every bit of every chunk flipped, every length that it can be cut to, files that are gone, or swapped, or no files; and bits of the
-manifest, where a change counts as found when it is refused, or when what is read of any chunk is an error that names it."""
+manifest and of zarr.json. A change of the manifest counts as found when it is refused, when reading a chunk is an error that names it, or
+when `gpuflow doctor` finds it; as harmless when what `_kept` reads of the manifest is all the same. The
+files zarr.json are not read again by gpuflow: `gpuflow doctor` holds them against the record."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -15,7 +18,9 @@ from functools import partial
 from pathlib import Path
 
 from gpuflow.errors import ChunkCorrupt, GpuflowError
+from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slot
+from gpuflow.storage.doctor import examine
 from gpuflow.storage.node import NodeStore
 from tests.storage.scenarios import BEFORE
 from tests.storage.stores import ARRAY, content, new_store
@@ -118,9 +123,14 @@ def manifest(folder: Path, flips: int, seed: int) -> Counts:
     """Single bits of the file, at random, and the file cut at page ends and within pages."""
     counts, generator = Counts(), random.Random(f"manifest {seed}")
     folder.mkdir()
-    new_store(folder / "root").close()
+    with closing(new_store(folder / "root")) as store:
+        record = store.record("d").next(snapshots={"s": {"id": "id"}})
+        snapshots.take(store, store.record("d"), "s", "id")
+        store.put_record(record)
+    assert examine(folder / "root") == []
     whole = (folder / "root" / MANIFEST).read_bytes()
     before = _kept(folder / "root")
+    assert examine(folder / "root") == [], "what is read leaves something that a doctor finds"
     used = [byte for byte, value in enumerate(whole) if value]  # the rest is room that nothing fills
     for _ in range(flips):
         bit = 8 * generator.choice(used) + generator.randrange(8)
@@ -136,9 +146,11 @@ def _count_manifest(counts: Counts, folder: Path, data: bytes, before: object, w
     (root / MANIFEST).write_bytes(data)
     counts.made += 1
     try:
-        same = _kept(root) == before
-        counts.harmless += same
-        if not same:
+        if _kept(root) == before:
+            counts.harmless += 1
+        elif examine(root):
+            counts.found += 1
+        else:
             counts.wrong.append(what)
     except GpuflowError:
         counts.found += 1
@@ -148,10 +160,52 @@ def _count_manifest(counts: Counts, folder: Path, data: bytes, before: object, w
 
 
 def _kept(root: Path) -> object:
-    """All that the store at `root` says: records, replicas, and every chunk's bytes."""
+    """All that the store at `root` says: every chunk's bytes, records, replicas by each way to read them, snapshots and what they keep."""
     with closing(NodeStore(root, create=False)) as store:
         store.recover()
-        records = [record.to_json() for record in store.manifest.records()]
-        replicas = [store.manifest.replica("d", ARRAY, chunk) for chunk in BEFORE]
-        table = store.manifest.replicas("d", ARRAY).tobytes()
-        return records, replicas, table, [store.read("d", ARRAY, chunk)[1] for chunk in BEFORE]
+        manifest = store.manifest
+        records = [record.to_json() for record in manifest.records()]
+        one = [manifest.replica("d", ARRAY, chunk) for chunk in BEFORE]
+        tables = manifest.replicas("d", ARRAY).tobytes(), snapshots.kept(store, "id", ARRAY).tobytes()
+        newest, changed = manifest.changes(0)
+        listed = {name: [column.tolist() for column in columns] for name, columns in changed.items()}
+        _, later = manifest.changes(1)
+        listed_later = {name: [column.tolist() for column in columns] for name, columns in later.items()}
+        few = manifest.version("d"), manifest.removed(), manifest.intents(), [manifest.has_intent("d", ARRAY, c) for c in BEFORE]
+        entered = manifest.query("SELECT id, dataset, tag, version FROM snapshot ORDER BY id")
+        by_name = manifest.query("SELECT id FROM snapshot WHERE dataset = 'd' AND tag = 's'")
+        data = [store.read("d", ARRAY, chunk)[1] for chunk in BEFORE]
+        return records, one, tables, newest, listed, listed_later, few, entered, by_name, data
+
+
+# -- zarr.json -------------------------------------------------------------------------------------------------------------------------
+
+
+def documents(folder: Path) -> Counts:
+    """Every bit of every zarr.json flipped, every length that it can be cut to, and the file deleted."""
+    counts, root = Counts(), folder / "root"
+    folder.mkdir()
+    new_store(root).close()
+    assert examine(root) == []
+    for path in sorted((root / "datasets").rglob("zarr.json")):
+        data = path.read_bytes()
+        changes = {f"bit {bit}": _flipped(data, bit) for bit in range(8 * len(data))}
+        changes |= {f"cut to {nbytes}": data[:nbytes] for nbytes in range(len(data))}
+        for what, changed in changes.items():
+            path.write_bytes(changed)
+            _count_document(counts, root, path, json.loads(data), what)
+        path.unlink()
+        _count_document(counts, root, path, json.loads(data), "deleted")
+        path.write_bytes(data)
+    return counts
+
+
+def _count_document(counts: Counts, root: Path, path: Path, before: object, what: str) -> None:
+    counts.made += 1
+    name = str(path.relative_to(root))
+    if any(name in finding.items for finding in examine(root)):
+        counts.found += 1
+    elif path.exists() and json.loads(path.read_bytes()) == before:  # white space, and letters that JSON may write in two ways
+        counts.harmless += 1
+    else:
+        counts.wrong.append(f"{name}, {what}")

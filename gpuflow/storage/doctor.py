@@ -17,9 +17,10 @@ from urllib.parse import quote
 from gpuflow.storage.disk import digest, read_file
 from gpuflow.storage.findings import Finding, found
 from gpuflow.storage.machine import check_features, check_permissions, check_room
-from gpuflow.storage.manifest import FORMAT
+from gpuflow.storage.manifest import FORMAT, sealed_record
 from gpuflow.storage.node import EMPTY
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.seals import add_functions
 from gpuflow.units import format_nbytes
 
 REBUILD = "stop the node, then run `gpuflow doctor --rebuild`"
@@ -41,7 +42,7 @@ def examine(root: Path, *, full: bool = False) -> list[Finding]:
     try:
         with contextlib.closing(open_manifest(root)) as manifest:
             reader = _Reader(root, manifest, full)
-            findings += [*_check_leftovers(root, manifest), *reader.datasets(), *reader.snapshots()]
+            findings += [*check_seals(manifest), *_check_leftovers(root, manifest), *reader.datasets(), *reader.snapshots()]
     except ManifestDamaged as error:
         findings.append(error.finding)
     return findings
@@ -78,7 +79,7 @@ def open_manifest(root: Path) -> sqlite3.Connection:
     connection = None
     try:
         connection = _connect(path)
-        wrong = [row[0] for row in connection.execute("PRAGMA quick_check(5)")]
+        wrong = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
         formats = connection.execute("SELECT value FROM meta WHERE key = 'format'").fetchall()
     except sqlite3.Error as error:
         if connection is not None:
@@ -100,10 +101,53 @@ def open_manifest(root: Path) -> sqlite3.Connection:
 def read_records(manifest: sqlite3.Connection) -> dict[str, DatasetRecord]:
     """By name. ManifestDamaged when one cannot be read."""
     try:
+        if _has_seals(manifest):
+            rows = manifest.execute("SELECT name, version, state, record, seal FROM dataset ORDER BY name").fetchall()
+            return {row[0]: sealed_record(*row) for row in rows}
         rows = manifest.execute("SELECT record FROM dataset ORDER BY name").fetchall()
         return {record.name: record for record in (DatasetRecord.from_json(text) for (text,) in rows)}
     except (sqlite3.Error, ValueError, TypeError, KeyError) as error:
         raise ManifestDamaged(Finding(f"manifest.sqlite is damaged (a record cannot be read: {error})", REBUILD)) from error
+
+
+def _has_seals(manifest: sqlite3.Connection) -> bool:
+    """A manifest of format 1 has none."""
+    return bool(manifest.execute("SELECT 1 FROM pragma_table_info('replica') WHERE name = 'seal'").fetchall())
+
+
+def check_seals(manifest: sqlite3.Connection) -> Iterator[Finding]:
+    """Rows that are not as they were sealed. ManifestDamaged when a name in them is no text."""
+    if not _has_seals(manifest):
+        return
+    rest = "chunk, generation, nbytes, {}, digest, recipe, inputs)"
+    statement = (
+        "SELECT dataset || '/' || path || ', chunk ' || chunk FROM {0} LEFT JOIN array ON array.id = {0}.array "
+        "WHERE {0}.seal IS NOT seal_of(seal_of_names({1}), " + rest.format("{2}")
+    )
+    replicas = _names(manifest, statement.format("replica", "dataset, path", "seq, damaged"))
+    remedy = f"`gpuflow scrub` fetches them from other nodes or makes them again; else {AGAIN}"
+    yield from found("chunks whose row in the manifest is damaged", remedy, replicas)
+    intents = _names(manifest, statement.format("intent", "dataset, path, writer", "0, 0"))
+    yield from found("commits under way whose row in the manifest is damaged", SETTLE, intents)
+    kept = "SELECT array || ', chunk ' || chunk FROM kept WHERE seal IS NOT seal_of(seal_of_names(snapshot, array), "
+    remedy = "take a new snapshot; delete that one"
+    yield from found(
+        "chunks of snapshots whose row in the manifest is damaged", remedy, _names(manifest, kept + rest.format("0, 0"))
+    )
+    entered = "SELECT dataset || ', snapshot ' || tag FROM snapshot WHERE seal IS NOT seal_of_names(id, dataset, tag, version)"
+    yield from found("snapshots whose row in the manifest is damaged", REBUILD, _names(manifest, entered))
+    sequence = "SELECT value FROM meta WHERE key = 'seal'"
+    if manifest.execute(f"SELECT ({sequence}) IS NOT seal_of_names('seq', value) FROM meta WHERE key = 'seq'").fetchall() != [
+        (0,)
+    ]:
+        yield Finding("manifest.sqlite is damaged (the number of its commits is not as it was sealed)", REBUILD)
+
+
+def _names(manifest: sqlite3.Connection, statement: str) -> list[str]:
+    try:
+        return [str(name) for (name,) in manifest.execute(statement)]
+    except sqlite3.OperationalError as error:  # a name that is no text any more
+        raise ManifestDamaged(Finding(f"manifest.sqlite is damaged ({error})", REBUILD)) from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -112,6 +156,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=10, isolation_level=None)
         try:
             connection.execute("SELECT 1 FROM sqlite_master")
+            add_functions(connection)
             return connection
         except sqlite3.OperationalError:
             connection.close()

@@ -1,6 +1,8 @@
 """What a node holds, and what it is about to change: one SQLite file in WAL mode.
 
-Several worker processes of a node share it. Every change is one transaction; a chunk has at most one intent at a time."""
+Several worker processes of a node share it. Every change is one transaction; a chunk has at most one intent at a time. Every row has a
+seal (seals.py). A replica whose seal is broken is not here: nothing of it can be believed, and it is made or fetched anew like a lost one.
+A commit whose intent is broken never happened. Other rows are few, and without one of them nothing is known: a StoreError."""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import NotFound, StoreError
+from gpuflow.storage import seals
 from gpuflow.storage.record import DatasetRecord
 
 FORMAT = 2
@@ -53,16 +56,27 @@ INSERT INTO meta VALUES ('format', 1), ('seq', 0);
 _UPGRADES = {
     1: """
 CREATE TABLE snapshot (
-    id TEXT PRIMARY KEY, dataset TEXT NOT NULL, tag TEXT NOT NULL, version INTEGER NOT NULL, UNIQUE (dataset, tag)) WITHOUT ROWID;
+    id TEXT PRIMARY KEY, dataset TEXT NOT NULL, tag TEXT NOT NULL, version INTEGER NOT NULL, seal INTEGER NOT NULL,
+    UNIQUE (dataset, tag)) WITHOUT ROWID;
 CREATE TABLE kept (
     snapshot TEXT NOT NULL, array TEXT NOT NULL, chunk INTEGER NOT NULL, generation INTEGER NOT NULL, nbytes INTEGER NOT NULL,
-    digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, PRIMARY KEY (snapshot, array, chunk)) WITHOUT ROWID;
+    digest BLOB NOT NULL, recipe BLOB NOT NULL, inputs BLOB NOT NULL, seal INTEGER NOT NULL,
+    PRIMARY KEY (snapshot, array, chunk)) WITHOUT ROWID;
+ALTER TABLE dataset ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE replica ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE intent ADD COLUMN seal INTEGER NOT NULL DEFAULT 0;
+UPDATE dataset SET seal = seal_of_names(name, version, state, record);
+UPDATE replica SET seal = (SELECT seal_of(seal_of_names(dataset, path), chunk, generation, nbytes, seq, damaged, digest, recipe, inputs)
+    FROM array WHERE id = replica.array);
+UPDATE intent SET seal = (SELECT seal_of(
+    seal_of_names(dataset, path, writer), chunk, generation, nbytes, 0, 0, digest, recipe, inputs)
+    FROM array WHERE id = intent.array);
+INSERT INTO meta SELECT 'seal', seal_of_names('seq', value) FROM meta WHERE key = 'seq';
 """
 }
 """What makes the following format of each; a new file goes through all of them. snapshot, kept: see snapshots.py."""
 
-
-_COLUMNS = "generation, nbytes, digest, CASE WHEN damaged THEN zeroblob(16) ELSE recipe END, inputs"
+_SEALED = f"{seals.COLUMNS}, seal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +95,15 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A commit that has been announced and not finished. before: digest of the file it replaces, None where there was none."""
+    """A commit that has been announced and not finished. before: digest of the file it replaces, None where there was none.
+
+    Nothing is decided by `before`, and it is not sealed. sound: whether the rest is as it was announced; else it only serves to withdraw
+    it."""
 
     replica: Replica
     before: bytes | None
     writer: str
+    sound: bool = True
 
 
 class Manifest:
@@ -98,6 +116,7 @@ class Manifest:
         with self._sqlite_errors():
             self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
+            seals.add_functions(self._connection)
             self._prepare()
         except BaseException:
             self._connection.close()
@@ -114,7 +133,7 @@ class Manifest:
 
     def _upgrade(self) -> None:
         rows = self._rows("SELECT value FROM meta WHERE key = 'format'")
-        if len(rows) != 1 or not isinstance(rows[0][0], int):
+        if len(rows) != 1 or not isinstance(rows[0][0], int) or rows[0][0] < 1:
             raise StoreError(str(self._path.parent), "manifest: its format is not stated", _DAMAGED)
         if rows[0][0] > FORMAT:
             reason = f"manifest format {rows[0][0]} is newer than this gpuflow ({FORMAT})"
@@ -147,15 +166,15 @@ class Manifest:
 
     def records(self) -> list[DatasetRecord]:
         """Every dataset this node knows of, by name."""
-        return [self._parsed(text) for (text,) in self._rows("SELECT record FROM dataset ORDER BY name")]
+        return [self._parsed(row) for row in self._rows("SELECT name, version, state, record, seal FROM dataset ORDER BY name")]
 
     def record(self, name: str) -> DatasetRecord | None:
-        rows = self._rows("SELECT record FROM dataset WHERE name = ?", name)
-        return self._parsed(rows[0][0]) if rows else None
+        rows = self._rows("SELECT name, version, state, record, seal FROM dataset WHERE name = ?", name)
+        return self._parsed(rows[0]) if rows else None
 
-    def _parsed(self, text: str) -> DatasetRecord:
+    def _parsed(self, row: tuple[Any, ...]) -> DatasetRecord:
         try:
-            return DatasetRecord.from_json(text)
+            return sealed_record(*row)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             reason = f"manifest: a dataset's record cannot be read ({error})"
             raise StoreError(str(self._path.parent), reason, _DAMAGED) from error
@@ -175,7 +194,7 @@ class Manifest:
             if known is not None and known[0] >= record.version:
                 return False
             row = (record.name, record.version, record.state, record.to_json())
-            self._connection.execute("REPLACE INTO dataset VALUES (?, ?, ?, ?)", row)
+            self._connection.execute("REPLACE INTO dataset VALUES (?, ?, ?, ?, ?)", (*row, seals.seal_of_names(*row)))
             if record.state == "removed":
                 arrays = "SELECT id FROM array WHERE dataset = ?"
                 self._connection.execute(f"DELETE FROM replica WHERE array IN ({arrays})", (record.name,))
@@ -191,52 +210,80 @@ class Manifest:
     # -- replicas -------------------------------------------------------------------------------------------------------------
 
     def replica(self, dataset: str, array: str, chunk: int) -> Replica | None:
-        rows = self._rows(
-            f"SELECT {_COLUMNS} FROM replica WHERE array = ? AND chunk = ?",
-            self._array_id(dataset, array),
-            chunk,
-        )
-        return Replica(dataset, array, chunk, *rows[0]) if rows else None
+        return self.replicas_of(dataset, array, [chunk]).get(chunk)
 
     def replicas_of(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, Replica]:
         """The replicas of those of `chunks` that are here."""
-        number = self._array_id(dataset, array)
-        rows = self._at([(number, chunk) for chunk in chunks], f"SELECT chunk, {_COLUMNS} FROM replica")
-        return {row[0]: Replica(dataset, array, *row) for row in rows}
+        return {row[0]: _replica(dataset, array, row) for row in self._sound_rows(dataset, array, chunks)}
+
+    def is_broken(self, dataset: str, array: str, chunk: int) -> bool:
+        """Whether there is a row of this chunk that is not as it was sealed."""
+        rows = self._rows("SELECT 1 FROM replica WHERE array = ? AND chunk = ?", self._array_id(dataset, array), chunk)
+        return bool(rows) and self.replica(dataset, array, chunk) is None
+
+    def broken(self, dataset: str, array: str) -> list[int]:
+        """Chunks of an array whose row here is not as it was sealed."""
+        number, names = self._array_id(dataset, array), seals.seal_of_names(dataset, array)
+        statement = f"SELECT chunk FROM replica WHERE array = ? AND seal IS NOT seal_of(?, {seals.COLUMNS})"
+        return [chunk for (chunk,) in self._rows(statement, number, names)]
+
+    def _sound_rows(self, dataset: str, array: str, chunks: Sequence[int]) -> list[tuple[Any, ...]]:
+        """seals.COLUMNS of those of `chunks` that are here."""
+        number, names = self._array_id(dataset, array), seals.seal_of_names(dataset, array)
+        if len(chunks) == 1:
+            rows = self._rows(f"SELECT {_SEALED} FROM replica WHERE array = ? AND chunk = ?", number, int(chunks[0]))
+        else:
+            rows = self._at([(number, chunk) for chunk in chunks], f"SELECT {_SEALED} FROM replica")
+        return [row[:-1] for row in rows if seals.seal_of(names, *row[:-1]) == row[-1]]
 
     def replicas(self, dataset: str, array: str) -> NDArray[Any]:
         """All replicas of an array on this node: REPLICA_DTYPE, ordered by chunk."""
-        rows = self._rows(
-            f"SELECT chunk, {_COLUMNS} FROM replica WHERE array = ? ORDER BY chunk",
-            self._array_id(dataset, array),
-        )
-        return np.array(rows, dtype=REPLICA_DTYPE)
+        rows = self._rows(f"SELECT array, {_SEALED} FROM replica WHERE array = ? ORDER BY chunk", self._array_id(dataset, array))
+        return as_replicas(_sound(seals.as_table(rows), dataset, array))
 
     def changes(self, since: int) -> tuple[int, dict[tuple[str, str], tuple[NDArray[np.uint32], NDArray[np.uint32]]]]:
         """(newest sequence number, {(dataset, array): (chunks, generations)}) of the replicas committed after `since`.
 
         A removed dataset has no rows to report: who keeps what is reported here must forget it when its record says so."""
+        how = "" if since else "NOT INDEXED"  # all of them: as they lie
         with self.transaction("DEFERRED"):
-            (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
+            newest = self._sequence()
             arrays = self._rows("SELECT id, dataset, path FROM array")
-            rows = self._rows("SELECT array, chunk, generation FROM replica WHERE seq > ?", since)
-        table = np.array(rows, dtype=np.uint32).reshape(-1, 3)
+            rows = self._rows(f"SELECT array, {_SEALED} FROM replica {how} WHERE seq > ?", since)
+        table = seals.as_table(rows)
         found = {}
         for number, dataset, path in arrays:
-            part = table[table[:, 0] == number]
+            part = _sound(table[table["array"] == number], dataset, path)
             if len(part):
-                part = part[np.argsort(part[:, 1])]
-                found[dataset, path] = (np.ascontiguousarray(part[:, 1]), np.ascontiguousarray(part[:, 2]))
+                part = part[np.argsort(part["chunk"])]
+                found[dataset, path] = (part["chunk"].astype(np.uint32), part["generation"].astype(np.uint32))
         return newest, found
+
+    def _sequence(self) -> int:
+        """The newest sequence number."""
+        meta = dict(self._rows("SELECT key, value FROM meta"))
+        if seals.seal_of_names("seq", meta.get("seq")) != meta.get("seal"):
+            raise StoreError(str(self._path.parent), "manifest: the number of its commits is not as it was sealed", _DAMAGED)
+        return int(meta["seq"])
+
+    def set_sequence(self, newest: int) -> None:
+        """Commits are numbered from the one after `newest`."""
+        rows = [("seq", newest), ("seal", seals.seal_of_names("seq", newest))]
+        with self.transaction():
+            self._connection.executemany("REPLACE INTO meta VALUES (?, ?)", rows)
 
     def mark_damaged(self, replica: Replica, damaged: bool = True) -> None:
         """Its bytes are not those committed: it shows no recipe from now on, so that what made it makes it again. Or they are after
         all, and it shows its recipe again: what was applied in place must not be applied twice for a passing fault of the disk."""
         with self.transaction():
-            self._connection.execute(
-                "UPDATE replica SET damaged = ? WHERE array = ? AND chunk = ? AND generation = ?",
-                (damaged, self._array_id(replica.dataset, replica.array), replica.chunk, replica.generation),
-            )
+            number, names = self._array_id(replica.dataset, replica.array), seals.seal_of_names(replica.dataset, replica.array)
+            for row in self._sound_rows(replica.dataset, replica.array, [replica.chunk]):
+                chunk, generation, nbytes, seq, _, *rest = row
+                if generation == replica.generation:
+                    seal = seals.seal_of(names, chunk, generation, nbytes, seq, damaged, *rest)
+                    self._connection.execute(
+                        "UPDATE replica SET damaged = ?, seal = ? WHERE array = ? AND chunk = ?", (damaged, seal, number, chunk)
+                    )
 
     # -- commits --------------------------------------------------------------------------------------------------------------
 
@@ -253,16 +300,19 @@ class Manifest:
                     raise NotFound("dataset", name, hint="it was removed meanwhile")
             blocked, rows = [], []
             keys = self._keys([replica for replica, _ in commits], create=True)
-            current = {row[:2]: row[2:] for row in self._at(keys, "SELECT array, chunk, generation, digest FROM replica")}
+            names = {key[0]: seals.seal_of_names(r.dataset, r.array) for key, (r, _) in zip(keys, commits, strict=True)}
+            here = self._at(keys, f"SELECT array, {_SEALED} FROM replica")
+            sound = (row for row in here if seals.seal_of(names[row[0]], *row[1:-1]) == row[-1])
+            current = {row[:2]: (row[2], row[6]) for row in sound}
             busy = set(self._at(keys, "SELECT array, chunk FROM intent"))
             for (replica, replaces), key in zip(commits, keys, strict=True):
                 found, before = current.get(key, (0, None))
                 if key in busy or found != replaces:
                     blocked.append((replica, replaces, found))
                 fields = (replica.generation, replica.nbytes, replica.digest, replica.recipe, replica.inputs)
-                rows.append((*key, *fields, before, writer))
+                rows.append((*key, *fields, before, writer, _intent_seal(replica, writer)))
             if not blocked:
-                self._connection.executemany("INSERT INTO intent VALUES (?,?,?,?,?,?,?,?,?)", rows)
+                self._connection.executemany("INSERT INTO intent VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
             return blocked
 
     def _at(self, keys: Sequence[tuple[int, int]], statement: str) -> list[tuple[Any, ...]]:
@@ -282,13 +332,14 @@ class Manifest:
             announced = self._end_intents(replicas)
             gone = {name for name in {replica.dataset for replica in announced} if self._is_removed(name)}
             kept = [replica for replica in announced if replica.dataset not in gone]
-            self._connection.execute("UPDATE meta SET value = value + ? WHERE key = 'seq'", (len(kept),))
-            (newest,) = self._rows("SELECT value FROM meta WHERE key = 'seq'")[0]
-            rows = [
-                (*key, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, seq, 0)
-                for seq, (key, r) in enumerate(zip(self._keys(kept), kept, strict=True), newest - len(kept) + 1)
-            ]
-            self._connection.executemany("REPLACE INTO replica VALUES (?,?,?,?,?,?,?,?,?)", rows)
+            before = self._sequence()
+            self.set_sequence(before + len(kept))
+            rows = []
+            for seq, (key, r) in enumerate(zip(self._keys(kept), kept, strict=True), before + 1):
+                names = seals.seal_of_names(r.dataset, r.array)
+                seal = seals.seal_of(names, r.chunk, r.generation, r.nbytes, seq, 0, r.digest, r.recipe, r.inputs)
+                rows.append((*key, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, seq, 0, seal))
+            self._connection.executemany("REPLACE INTO replica VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
             return [replica for replica in announced if replica.dataset in gone]
 
     def withdraw(self, replicas: Iterable[Replica]) -> None:
@@ -320,11 +371,15 @@ class Manifest:
     def intents(self, writer: str | None = None) -> list[Intent]:
         """Unfinished commits, of one writer or of all."""
         rows = self._rows(
-            "SELECT dataset, path, chunk, generation, nbytes, digest, recipe, inputs, before, writer "
+            "SELECT dataset, path, chunk, generation, nbytes, digest, recipe, inputs, before, writer, intent.seal "
             "FROM intent JOIN array ON array.id = intent.array WHERE ?1 IS NULL OR writer = ?1",
             writer,
         )
-        return [Intent(Replica(*row[:8]), row[8], row[9]) for row in rows]
+        found = []
+        for *fields, before, by, seal in rows:
+            replica = Replica(*fields)
+            found.append(Intent(replica, before, by, _intent_seal(replica, by) == seal))
+        return found
 
     def has_intent(self, dataset: str, array: str, chunk: int) -> bool:
         """Whether a commit of this chunk is under way."""
@@ -388,3 +443,36 @@ class Manifest:
             "SQLITE_CORRUPT": _DAMAGED,
         }.get("_".join(getattr(error, "sqlite_errorname", "").split("_")[:2]), "")
         return StoreError(str(self._path.parent), f"manifest: {error}", hint)
+
+
+def _replica(dataset: str, array: str, row: tuple[Any, ...]) -> Replica:
+    """From seals.COLUMNS."""
+    chunk, generation, nbytes, _, damaged, checksum, recipe, inputs = row
+    return Replica(dataset, array, chunk, generation, nbytes, checksum, UNKNOWN if damaged else recipe, inputs)
+
+
+def as_replicas(table: NDArray[Any]) -> NDArray[Any]:
+    """REPLICA_DTYPE of a table of seals.SEALED_DTYPE."""
+    replicas = np.empty(len(table), REPLICA_DTYPE)
+    for name in REPLICA_DTYPE.names or ():
+        replicas[name] = table[name]
+    replicas["recipe"][table["damaged"] != 0] = np.void(UNKNOWN)
+    return replicas
+
+
+def _sound(table: NDArray[Any], dataset: str, array: str) -> NDArray[Any]:
+    sound = seals.are_sound(table, seals.seal_of_names(dataset, array))
+    return table if sound.all() else table[sound]
+
+
+def _intent_seal(replica: Replica, writer: str) -> int | None:
+    names = seals.seal_of_names(replica.dataset, replica.array, writer)
+    row = (replica.chunk, replica.generation, replica.nbytes, 0, 0, replica.digest, replica.recipe, replica.inputs)
+    return seals.seal_of(names, *row)
+
+
+def sealed_record(name: str, version: int, state: str, text: str, seal: int) -> DatasetRecord:
+    """The record of a row of `dataset`. ValueError when the row is not as it was sealed."""
+    if seals.seal_of_names(name, version, state, text) != seal:
+        raise ValueError(f"the row of {name!r} is not as it was sealed")
+    return DatasetRecord.from_json(text)

@@ -236,6 +236,8 @@ class NodeStore:
         while True:
             replica = self.manifest.replica(dataset, array, chunk)
             if replica is None:
+                if self.manifest.is_broken(dataset, array, chunk):
+                    raise ChunkCorrupt(name, self.node_id, "its row in the manifest is not as it was sealed")
                 raise ChunkLost(name, [self.node_id])
             data, reason = self._verified(path, replica)
             if not reason:
@@ -502,6 +504,9 @@ class NodeStore:
         done, undone, folders = [], [], []
         for intent in intents:
             replica = intent.replica
+            if not intent.sound:
+                undone.append(replica)
+                continue
             try:
                 path = self.path(replica.dataset, replica.array, replica.chunk)
             except NotFound:

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from gpuflow.errors import StoreError
 from gpuflow.storage.disk import digest, read_file, store_errors, sync_directories
-from gpuflow.storage.doctor import ManifestDamaged, open_manifest, read_records
+from gpuflow.storage.doctor import REBUILD, ManifestDamaged, check_seals, open_manifest, read_records
 from gpuflow.storage.manifest import UNKNOWN, Manifest, Replica
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.snapshots import enter_snapshot
 from gpuflow.storage.writer import dead_writers
 
 Elsewhere = Callable[[str, str], NDArray[Any]]
@@ -61,7 +62,7 @@ def rebuild(root: Path, known: Mapping[str, DatasetRecord], elsewhere: Elsewhere
             _delete(fresh)
             with contextlib.closing(Manifest(fresh)) as manifest:
                 seconds = int(time.time())
-                manifest.query("UPDATE meta SET value = ? WHERE key = 'seq'", seconds)
+                manifest.set_sequence(seconds)
                 done = [part for record in _records(root, known) for part in _enter(root, manifest, record, elsewhere, seconds)]
             _swap(root, fresh)
     return done
@@ -72,7 +73,8 @@ def _check_needed(root: Path) -> None:
     try:
         with contextlib.closing(open_manifest(root)) as manifest:
             read_records(manifest)
-            if manifest.execute("SELECT 1 FROM replica LIMIT 1").fetchall():
+            damaged = any(finding.remedy == REBUILD for finding in check_seals(manifest))
+            if not damaged and manifest.execute("SELECT 1 FROM replica LIMIT 1").fetchall():
                 hint = "nothing has to be rebuilt; to have it made anew all the same, move manifest.sqlite away"
                 raise StoreError(str(root), "its manifest is whole", hint)
     except ManifestDamaged as error:
@@ -184,9 +186,10 @@ def _enter_snapshot(root: Path, manifest: Manifest, record: DatasetRecord, tag: 
     if not tree.is_dir():
         return
     with manifest.transaction():
-        manifest.query("INSERT INTO snapshot VALUES (?, ?, ?, ?)", identity, record.name, tag, record.version)
+        enter_snapshot(manifest, identity, record.name, tag, record.version)
         for array in record.arrays:
             for chunk, path in _files(tree, record, array):
                 data = read_file(path)
                 row = (chunk, 1, len(data), digest(data), UNKNOWN, UNKNOWN)
-                manifest.query("INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?)", identity, array, *row)
+                seal = "seal_of(seal_of_names(?1, ?2), ?3, ?4, ?5, 0, 0, ?6, ?7, ?8)"
+                manifest.query(f"INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, {seal})", identity, array, *row)

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuflow.errors import ChunkCorrupt, NameTaken
+from gpuflow.errors import ChunkCorrupt, NameTaken, StoreError
 from gpuflow.storage.disk import digest, make_directories, read_file, store_errors, sync_directories, sync_file_system
-from gpuflow.storage.manifest import REPLICA_DTYPE, UNKNOWN, Replica
+from gpuflow.storage.manifest import UNKNOWN, Manifest, Replica, as_replicas
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.seals import are_sound, as_table, seal_of_names
 
 Rows = Mapping[str, NDArray[Any]]
 """By array: REPLICA_DTYPE, ordered by chunk."""
@@ -57,7 +58,6 @@ Shares = Mapping[str, Share]
 
 _GROUP_CHUNKS = 256  # restored in one commit: little to do again after a crash, enough to share the fsyncs
 _FEW_FOLDERS = 64  # fsynced one by one in the time of a few of the file system's journal commits
-_COLUMNS = "generation, nbytes, digest, recipe, inputs"
 
 
 def folder_of(store: NodeStore, dataset: str, tag: str) -> Path:
@@ -98,8 +98,10 @@ def begin(store: NodeStore, record: DatasetRecord) -> None:
 
 
 def _sound(store: NodeStore, dataset: str, array: str) -> NDArray[Any]:
-    """The array's replicas here, those read again that were marked as damaged."""
+    """The array's replicas here, those read again that were marked as damaged or whose row is broken: ChunkCorrupt where they are."""
     rows = store.manifest.replicas(dataset, array)
+    for chunk in store.manifest.broken(dataset, array):
+        store.read(dataset, array, chunk)
     suspect = rows["chunk"][rows["recipe"] == np.void(UNKNOWN)].tolist()
     for chunk in suspect:
         store.read(dataset, array, chunk)
@@ -141,14 +143,21 @@ def _enter(store: NodeStore, record: DatasetRecord, tag: str, identity: str) -> 
     query = store.manifest.query
     if query("SELECT 1 FROM snapshot WHERE dataset = ? AND tag = ?", record.name, tag):
         raise NameTaken(record.name, f"is getting a snapshot {tag!r} from another command too; run again when that has ended")
-    query("INSERT INTO snapshot VALUES (?, ?, ?, ?)", identity, record.name, tag, record.version + 1)
-    recipe = "CASE WHEN damaged THEN zeroblob(16) ELSE recipe END"
+    enter_snapshot(store.manifest, identity, record.name, tag, record.version + 1)
+    seal = "seal_of(seal_of_names(?1, path), chunk, generation, nbytes, 0, 0, digest, recipe, inputs)"
     query(
-        f"INSERT INTO kept SELECT ?, path, chunk, generation, nbytes, digest, {recipe}, inputs "
-        "FROM replica JOIN array ON array.id = replica.array WHERE dataset = ?",
+        f"INSERT INTO kept SELECT ?1, path, chunk, generation, nbytes, digest, recipe, inputs, {seal} "
+        "FROM (SELECT path, chunk, generation, nbytes, digest, inputs, CASE WHEN damaged THEN zeroblob(16) ELSE recipe END AS recipe "
+        "FROM replica JOIN array ON array.id = replica.array WHERE dataset = ?2)",
         identity,
         record.name,
     )
+
+
+def enter_snapshot(manifest: Manifest, identity: str, dataset: str, tag: str, version: int) -> None:
+    """Its row, but for what it keeps."""
+    row = (identity, dataset, tag, version)
+    manifest.query("INSERT INTO snapshot VALUES (?, ?, ?, ?, ?)", *row, seal_of_names(*row))
 
 
 def _check_unchanged(store: NodeStore, dataset: str, rows: Rows) -> None:
@@ -191,7 +200,7 @@ def _drop(store: NodeStore, dataset: str, condemned: Callable[[str, int], bool])
     writer = store.writer  # made outside of the transaction: its maker waits for recoverers, who wait for transactions
     with store_errors(store.root), store.manifest.transaction():
         staying = set()
-        for identity, tag, version in store.manifest.query("SELECT id, tag, version FROM snapshot WHERE dataset = ?", dataset):
+        for identity, tag, version in _entered(store, dataset):
             if condemned(identity, version):
                 store.manifest.query("DELETE FROM kept WHERE snapshot = ?", identity)
                 store.manifest.query("DELETE FROM snapshot WHERE id = ?", identity)
@@ -207,13 +216,33 @@ def _drop(store: NodeStore, dataset: str, condemned: Callable[[str, int], bool])
         os.rmdir(base)
 
 
+def _entered(store: NodeStore, dataset: str) -> list[tuple[str, str, int]]:
+    """(id, tag, version) of the dataset's snapshots. StoreError when the row of any is broken: what it names must not be swept away."""
+    found = []
+    for *row, seal in store.manifest.query("SELECT id, dataset, tag, version, seal FROM snapshot"):
+        if seal_of_names(*row) != seal:
+            reason = f"manifest: the row of snapshot {row[2]!r} of {row[1]!r} is not as it was sealed"
+            raise StoreError(
+                str(store.root), reason, "the file is damaged; `gpuflow doctor --rebuild` makes it anew from the chunks"
+            )
+        if row[1] == dataset:
+            found.append((row[0], row[2], row[3]))
+    return found
+
+
 # -- looking and going back -----------------------------------------------------------------------------------------------------------
 
 
 def kept(store: NodeStore, identity: str, array: str) -> NDArray[Any]:
-    """What this node keeps of an array in a snapshot: REPLICA_DTYPE, ordered by chunk."""
-    statement = f"SELECT chunk, {_COLUMNS} FROM kept WHERE snapshot = ? AND array = ? ORDER BY chunk"
-    return np.array(store.manifest.query(statement, identity, array), dtype=REPLICA_DTYPE)
+    """What this node keeps of an array in a snapshot: REPLICA_DTYPE, ordered by chunk. ChunkCorrupt when a row of it is broken."""
+    columns = "chunk, generation, nbytes, 0, 0, digest, recipe, inputs, seal"
+    statement = f"SELECT 0, {columns} FROM kept WHERE snapshot = ? AND array = ? ORDER BY chunk"
+    rows = store.manifest.query(statement, identity, array)
+    table = as_table(rows)
+    if len(table) < len(rows) or not are_sound(table, seal_of_names(identity, array)).all():
+        reason = "the manifest's row of a chunk is not as it was sealed; take a new snapshot and delete this one"
+        raise ChunkCorrupt(f"a snapshot's {array}", store.node_id, reason)
+    return as_replicas(table)
 
 
 def damaged(store: NodeStore, record: DatasetRecord, tag: str, shares: Shares) -> dict[str, list[int]]:

@@ -19,6 +19,7 @@ from gpuflow.storage import machine, snapshots, spares
 from gpuflow.storage.doctor import examine
 from gpuflow.storage.manifest import Manifest
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.seals import add_functions
 from tests.storage.stores import ARRAY, content, new_record, new_replica, new_store, stage
 
 
@@ -61,6 +62,7 @@ def _flip(root: Path) -> None:
 
 def _execute(root: Path, statement: str) -> None:
     connection = sqlite3.connect(root / "manifest.sqlite")
+    add_functions(connection)
     connection.execute(statement)
     connection.commit()
     connection.close()
@@ -122,8 +124,35 @@ HARM: dict[str, tuple[Callable[[Path], object], dict[str, tuple[str, ...]]]] = {
         {"what is left of snapshots that were deleted or not finished": ("snapshots/d/t",)},
     ),
     "snapshot that no record names": (
-        lambda root: _execute(root, "UPDATE snapshot SET id = 'other'"),
+        lambda root: _execute(root, "UPDATE snapshot SET id = 'other', seal = seal_of_names('other', dataset, tag, version)"),
         {"what is left of snapshots that were deleted or not finished": ("d, snapshot s",)},
+    ),
+    "row of a chunk": (
+        lambda root: _execute(root, "UPDATE replica SET recipe = zeroblob(16) WHERE chunk = 1"),
+        {"chunks whose row in the manifest is damaged": ("d/a/b, chunk 1",)},
+    ),
+    "row of a commit": (
+        lambda root: (_intent(root), _execute(root, "UPDATE intent SET generation = 9"))[0],
+        {
+            "commits under way whose row in the manifest is damaged": ("d/a/b, chunk 0",),
+            "commits that were begun by processes that died": ("d: 1 chunks",),
+        },
+    ),
+    "row of a snapshot's chunk": (
+        lambda root: _execute(root, "UPDATE kept SET generation = 9 WHERE chunk = 2"),
+        {"chunks of snapshots whose row in the manifest is damaged": ("a/b, chunk 2",)},
+    ),
+    "row of a snapshot": (
+        lambda root: _execute(root, "UPDATE snapshot SET version = 0"),
+        {"snapshots whose row in the manifest is damaged": ("d, snapshot s",)},
+    ),
+    "name of a snapshot": (
+        lambda root: _execute(root, "UPDATE snapshot SET tag = CAST(x'ff' AS TEXT)"),
+        {"manifest.sqlite is damaged (user-defined function raised exception)": ()},
+    ),
+    "number of commits": (
+        lambda root: _execute(root, "UPDATE meta SET value = 0 WHERE key = 'seq'"),
+        {"manifest.sqlite is damaged (the number of its commits is not as it was sealed)": ()},
     ),
     "no node.json": (lambda root: (root / "node.json").unlink(), {"node.json is missing": ()}),
     "node.json damaged": (

@@ -238,12 +238,18 @@ def test_a_manifest_of_the_past_is_upgraded(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "manifest.sqlite") as old:
         old.executescript(_SCHEMA)
         old.execute("INSERT INTO array (dataset, path) VALUES ('d', ?)", (ARRAY,))
+        old.execute("INSERT INTO dataset VALUES ('d', 1, 'ready', ?)", (new_record().to_json(),))
+        intent = "INSERT INTO intent VALUES (1, 1, 7, 9, ?, ?, ?, NULL, 'w')"
+        old.execute(intent, (b"d" * 16, b"r" * 16, b"i" * 16))
         old.execute("INSERT INTO replica VALUES (1, 0, 7, 9, ?, ?, ?, 1, 0)", (b"d" * 16, b"r" * 16, b"i" * 16))
     old.close()
     for _ in range(2):
         manifest = Manifest(tmp_path / "manifest.sqlite")
         assert manifest.replica("d", ARRAY, 0) == Replica("d", ARRAY, 0, 7, 9, b"d" * 16, b"r" * 16, b"i" * 16)
         assert manifest.query("SELECT value FROM meta WHERE key = 'format'") == [(FORMAT,)]
+        assert manifest.records() == [new_record()]
+        assert [intent.sound for intent in manifest.intents()] == [True]
+        assert manifest.changes(0)[1]["d", ARRAY][1].tolist() == [7]
         assert manifest.query("SELECT * FROM snapshot") == manifest.query("SELECT * FROM kept") == []
         manifest.close()
 
@@ -314,3 +320,75 @@ def test_a_record_that_cannot_be_read_is_a_store_error_with_a_remedy(manifest: M
             read()
         assert str(tmp_path) in str(raised.value)
         assert "doctor" in str(raised.value)
+
+
+# -- seals ------------------------------------------------------------------------------------------------------------------------
+
+_CHANGED = {
+    "array": 9,
+    "chunk": 5,
+    "generation": 2,
+    "nbytes": 99,
+    "digest": b"x" * 16,
+    "recipe": b"x" * 16,
+    "inputs": b"x" * 15,
+    "seq": 7,
+    "damaged": 1,
+    "seal": 0,
+}
+
+
+@pytest.mark.parametrize("value", [None, "text", -1, 1 << 40], ids=str)
+@pytest.mark.parametrize("column", _CHANGED)
+def test_a_replica_whose_row_changed_is_not_here(manifest: Manifest, column: str, value: object) -> None:
+    """Whichever way it is read; a commit over it goes ahead, and then it is here again."""
+    _commit(manifest, new_replica(0, 1), new_replica(1, 1))
+    new = _CHANGED[column] if value is None else value
+    manifest._rows(f"UPDATE replica SET {column} = ? WHERE chunk = 1", new)
+    assert manifest.replica("d", ARRAY, 1) is None
+    assert list(manifest.replicas_of("d", ARRAY, [0, 1])) == [0]
+    assert manifest.replicas("d", ARRAY)["chunk"].tolist() == [0]
+    assert manifest.changes(0)[1]["d", ARRAY][0].tolist() == [0]
+    assert manifest.is_broken("d", ARRAY, 1) == (column not in ("array", "chunk"))
+    assert not manifest.is_broken("d", ARRAY, 0)
+    manifest.mark_damaged(new_replica(1, 1))
+    assert manifest.replica("d", ARRAY, 1) is None, "not sealed anew"
+    _commit(manifest, new_replica(1, 1))
+    assert manifest.replica("d", ARRAY, 1) == new_replica(1, 1)
+    assert manifest.replicas("d", ARRAY)["chunk"].tolist() == [0, 1]
+
+
+def test_a_row_under_another_name_is_not_here(manifest: Manifest) -> None:
+    _commit(manifest, new_replica(0, 1))
+    manifest._rows("UPDATE array SET dataset = 'e'")
+    assert manifest.replica("e", ARRAY, 0) is None
+    assert len(manifest.replicas("e", ARRAY)) == 0
+    assert manifest.changes(0)[1] == {}
+
+
+def test_a_commit_whose_intent_changed_is_not_sound(manifest: Manifest) -> None:
+    manifest.announce([(new_replica(0, 1), 0), (new_replica(1, 1), 0)], "w")
+    manifest._rows("UPDATE intent SET recipe = zeroblob(16) WHERE chunk = 1")
+    intents = {intent.replica.chunk: intent for intent in manifest.intents()}
+    assert [intents[chunk].sound for chunk in (0, 1)] == [True, False]
+    manifest.withdraw([intents[1].replica])
+    assert not manifest.has_intent("d", ARRAY, 1)
+
+
+@pytest.mark.parametrize(
+    "change", ["name = 'e'", "version = 2", "state = 'writing'", "record = replace(record, 'ready', 'readx')"]
+)
+def test_a_record_whose_row_changed_is_a_store_error(manifest: Manifest, change: str) -> None:
+    manifest.put_record(new_record())
+    manifest._rows(f"UPDATE dataset SET {change}")
+    with pytest.raises(StoreError, match=r"is not as it was sealed.*doctor --rebuild"):
+        manifest.records()
+
+
+@pytest.mark.parametrize("key", ["seq", "seal"])
+def test_a_changed_number_of_commits_is_a_store_error(manifest: Manifest, key: str) -> None:
+    _commit(manifest, new_replica(0, 1))
+    manifest._rows("UPDATE meta SET value = 0 WHERE key = ?", key)
+    for call in (partial(manifest.changes, 0), partial(_commit, manifest, new_replica(1, 1))):
+        with pytest.raises(StoreError, match=r"number of its commits is not as it was sealed.*doctor --rebuild"):
+            call()
