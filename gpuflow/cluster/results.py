@@ -12,13 +12,15 @@ from distributed import Client, Worker
 
 _TOPIC = "gpuflow-results"
 _LARGEST_NBYTES = 16 * 2**10
-"""The scheduler keeps the last thousand events of a topic. What is larger has to be asked for."""
+"""The scheduler keeps the last thousand events of a topic. What is larger is returned, and has to be asked for."""
 
 
-def send(worker: Worker, key: Any, result: Any) -> None:
-    """Called in a task's thread, last."""
+def send(worker: Worker, key: Any, result: Any) -> Any:
+    """Called in a task's thread, last. What the task has to return: None, or a result that is too large to be sent."""
     data = pickle.dumps(result)
-    worker.log_event(_TOPIC, {"key": key, "result": data if len(data) <= _LARGEST_NBYTES else None})
+    fits = len(data) <= _LARGEST_NBYTES
+    worker.log_event(_TOPIC, {"key": key, "result": data if fits else None})
+    return None if fits else result
 
 
 class Results:

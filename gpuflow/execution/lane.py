@@ -330,8 +330,8 @@ class GroupNotCommitted(GpuflowError):
         return f"chunk {self.args[0]} was not committed because another of its group could not be"
 
 
-def run_group(group: ChunkGroup, job: Job) -> GroupResult:
-    """The function of every chunk task."""
+def run_group(group: ChunkGroup, job: Job) -> Any:
+    """The function of every chunk task: a GroupResult, by way of `Results`."""
     here, began = runtime(), time.perf_counter()
     for record in job.records:
         here.store.put_record(record)
@@ -345,5 +345,4 @@ def run_group(group: ChunkGroup, job: Job) -> GroupResult:
         lane.flush()
         lane.close()
         result = GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)
-    send(here.worker, here.worker.get_current_task(), result)
-    return result
+    return send(here.worker, here.worker.get_current_task(), result)

@@ -23,6 +23,7 @@ from gpuflow.execution.tally import Failure, Tally
 
 _LOOK_SECONDS = 0.05  # between looks at what has finished, where no end of a task gives the occasion
 _ASK_SECONDS = 1.0  # between questions to the scheduler about the run
+_AHEAD = 8  # tasks, at least
 _TRIES = 3
 HOLDER_PATIENCE_SECONDS = 30.0
 """How long a chunk may be without a live holder before it counts as lost: a worker restart takes 2 s, a node's reboot is not waited for."""
@@ -82,6 +83,7 @@ class Submission:
         self._work: dict[Any, tuple[ChunkGroup, Job, int]] = {}  # by key: and the number of the try
         self._stranded: dict[Any, float] = {}  # key -> since when
         self._number = 0
+        self._threads = 1
         self.outcome = Outcome()
 
     def execute(self, work: Sequence[Batch]) -> Outcome:
@@ -89,6 +91,7 @@ class Submission:
         self._progress.begin(self._title, sum(len(batch.group.chunks) for batch in work))
         if not work:
             return self.outcome
+        self._threads = max(batch.threads for batch in work)
         futures = self._submit(self._cut_first(work))
         pending = as_completed(futures, loop=self._connection.client.loop)
         asked = time.monotonic()
@@ -127,6 +130,11 @@ class Submission:
         return f"{PREFIX}{self._title}-{self._run}", number
 
     def _submit(self, work: Sequence[tuple[ChunkGroup, Job, int]]) -> list[Future]:
+        """As a graph; of much work what keeps all threads busy in one of its own, so that they need not wait for the rest to be sent."""
+        ahead = max(_AHEAD, 2 * self._threads)
+        return self._map(work) if len(work) < 2 * ahead else self._map(work[:ahead]) + self._map(work[ahead:])
+
+    def _map(self, work: Sequence[tuple[ChunkGroup, Job, int]]) -> list[Future]:
         keys = [self._key(self._number + i) for i in range(len(work))]
         self._number += len(work)
         self._work.update(zip(keys, work, strict=True))
@@ -141,6 +149,10 @@ class Submission:
         result = self._connection.results.take(future.key)
         if future.status == "finished":
             result = future.result() if result is None else result
+            if result is None and tries < _TRIES:  # it was sent and got lost; what is done will be skipped
+                return [(group, job, tries + 1)]
+            if result is None:
+                raise ClusterError("results of tasks do not arrive", "connect again, and run again")
             return self._cut_rest(group, job, result.seconds) + self._take_result(group, job, tries, result)
         error = future.exception() if future.status == "error" else ClusterError(f"task {future.key} was {future.status}")
         rest = self._cut_rest(group, job, None)
