@@ -106,6 +106,8 @@ def refresh(run: Run, record: DatasetRecord) -> None:
         copying = Run(run.connection, record, run.progress, run.patience_seconds, run.run_id)
         copying.submit("copy", _missing(copying, record.replicas["min"]))
         outcome, tally = run.outcome, copying.outcome.tally
+        outcome.tally.read += tally.read
+        outcome.tally.remote_chunks += tally.remote_chunks
         outcome.tally.shipped += tally.shipped
         outcome.tally.shipped_why.update(tally.shipped_why)
         outcome.tally.failures += tally.failures

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 HOLDER_LOST = "holder_lost"
 """Why a chunk is shipped to a node that was taken to hold it, or holds others of its group and no node holds all of them any more."""
+COPY = "copies"
+"""Why it is shipped to a node that is named: that one is to hold it too."""
+
 _GROUP_NBYTES = 64 * 2**20  # staged bytes that are committed together: little to do again after a crash
 _DURABLE_NBYTES = (
     16 * 2**20
@@ -183,7 +186,7 @@ class Lane:
         with self.tally.timed("transfer"):
             replica, data = self._transfer.take(chunk, self._name(chunk))
         self.tally.shipped += len(data)
-        self.tally.shipped_why[self._told[0] or HOLDER_LOST] += len(data)
+        self.tally.shipped_why[COPY if self.group.node else self._told[0] or HOLDER_LOST] += len(data)
         self.tally.read += len(data)
         self.tally.remote_chunks += 1
         if self._keeper is not None:

@@ -131,7 +131,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_group_changed_in_place(tmp_path
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text("source: field\nsteps: [{map: x * 2}]\noutput: {in_place: true}\n")
     filler = small_disk / "filler"
-    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 700_000))
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 350_000))
     shown = gpuflow("run", pipeline, root=root, status=1)
     assert "disk is full" in shown
     chunks = read_embedded(root, "field", "data")

@@ -130,7 +130,9 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_continues(tmp_path: Path) -> None:
     gpuflow("ingest", tmp_path / "a.npy", "wide", "--chunk-samples", 1, root=root)
     pipeline = tmp_path / "p.yaml"
     pipeline.write_text('source: wide\nsteps:\n  - map: "exp(-abs(x))"\noutput: narrow\n')
-    command = [sys.executable, "-m", "gpuflow", "run", str(pipeline), "--json"]
+    # A shell that starts the tests in the background has its children ignore Ctrl-C.
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gpuflow.cli import main; main()"
+    command = [sys.executable, "-c", start, "run", str(pipeline), "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "GPUFLOW_ROOT": str(root)}) as process:
         while not (root / "datasets" / "narrow" / "data" / "c").exists():
             time.sleep(0.005)

@@ -364,6 +364,7 @@ class TestReadPart:
 
         def overtaken(*names: Any) -> dict[int, Replica]:
             rows = before(*names)
+            monkeypatch.setattr(store.manifest, "replicas_of", before)
             store.commit([stage(store, 1, 2, b"y" * 40)])
             return rows
 

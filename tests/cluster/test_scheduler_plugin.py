@@ -301,7 +301,8 @@ def test_what_a_node_turns_out_not_to_have_is_done_by_other_holders() -> None:
         await cluster.until(lambda: cluster.states()["memory"] > 4)
         lacking = list(range(9, CHUNKS, 3))
         plugin.handle_lacks("w", "n0", "d", "x", [*lacking, 1, 10**6])
-        done_before = {i for i, future in enumerate(futures) if future.done()}
+        tasks = cluster.scheduler.tasks
+        done_before = {i for i, future in enumerate(futures) if tasks[future.key].state == "memory"}
         answers = await cluster.client.gather(futures)
         in_hands = 2
         assert sum(answers[i] == "n0" for i in lacking if i not in done_before) <= in_hands

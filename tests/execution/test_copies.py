@@ -71,6 +71,9 @@ def test_an_output_with_copies(three_nodes: Connection, field_zarr: Path) -> Non
     receipt = run_pipeline(three_nodes, from_dict({**steps, "output": output})).to_dict()
     assert receipt["status"] == "done"
     assert receipt["bytes"]["shipped"] == receipt["bytes"]["sent"] > 0
+    assert receipt["locality"]["shipped_bytes"] == {"copies": receipt["bytes"]["shipped"]}
+    assert receipt["locality"]["tiers"]["peer"] == {"chunks": 24, "bytes": receipt["bytes"]["shipped"]}
+    assert receipt["locality"]["tiers"]["disk"]["bytes"] == receipt["bytes"]["read"] - receipt["bytes"]["shipped"] > 0
     assert {len(nodes) for nodes in holders(three_nodes, "copied-out")} == {2}
     assert catalog.find(three_nodes, "copied-out").state == "ready"
     with pytest.raises(ClusterError, match="is to have 9 copies of each chunk, for which 3 nodes are left"):

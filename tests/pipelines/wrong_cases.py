@@ -125,7 +125,7 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     ]),
     "no replicas": ("source: a\noutput: {dataset: b, replicas: {max: 0}}\n", ["p.yaml:2:38: output.replicas.max: must be at least 1, not 0"]),
     "replicas": ("source: a\noutput: {dataset: b, replicas: {mx: 3}}\n", [
-        "output.replicas.mx: unknown key `mx`; did you mean `max`? known: max",
+        "output.replicas.mx: unknown key `mx`; did you mean `max`? known: min, max",
     ]),
     "in place, spread": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, replicas: {max: 2}}\n", [
         "output.replicas: in place, a dataset keeps its replicas as they are; leave `replicas` out",
