@@ -17,7 +17,7 @@ from gpuflow.execution.pace import at_rate
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import Batch, Progress, Silent
-from gpuflow.storage.node import EMPTY, NodeStore
+from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
 
 
@@ -42,11 +42,7 @@ class CopyJob:
             replica, data = lane.fetch(chunk)
             moved.append(replica.nbytes)
             with lane.tally.timed("commit"):
-                replaces = here.generation if here else 0
-                if replica.digest == EMPTY:
-                    staged = lane.store.stage_empty(replica, replaces=replaces)
-                else:
-                    staged = lane.store.stage(replica, data, replaces=replaces)
+                staged = lane.store.stage_copy(replica, data, replaces=here.generation if here else 0)
         lane.add(staged)
 
     def result(self, lane: Lane) -> None:

@@ -80,7 +80,7 @@ def scrub_dataset(
     findings = _check(run, found, everything, rate)
     tally, notes = run.outcome.tally, list[str]()
     if repair and findings and not run.outcome.interrupted:
-        for how, redo in (("copied", _copy), (_AGAIN[record.origin["kind"]])):
+        for how, redo in (("copied", _copy), _AGAIN.get(record.origin.get("kind", ""), ("", _cannot))):
             left = [finding for finding in findings if not finding.repaired]
             if not left:
                 break
@@ -163,6 +163,10 @@ def _fetch_again(connection: Connection, record: DatasetRecord, findings: list[F
     if source.identity() != record.origin["identity"]:
         raise CannotRepair(record.name, f"{source.location} has changed since it was ingested")
     ingest_source(connection, source, record.name)
+
+
+def _cannot(connection: Connection, record: DatasetRecord, findings: list[Finding]) -> None:
+    raise CannotRepair(record.name, "how it was made is not known: its record was rebuilt from files")
 
 
 def _again(record: DatasetRecord, what: str) -> Any:

@@ -441,7 +441,7 @@ class NodeStore:
                 there = here.get(replica.chunk)
                 replaces = there.generation if there else 0
                 if replaces < replica.generation:
-                    staged.append(self._stage_copy(replica, data, replaces, durable))
+                    staged.append(self.stage_copy(replica, data, replaces=replaces, durable=durable))
         except BaseException:
             self.discard(staged)
             raise
@@ -451,7 +451,8 @@ class NodeStore:
             return []
         return [item.replica for item in staged]
 
-    def _stage_copy(self, replica: Replica, data: bytes | memoryview, replaces: int, durable: bool) -> Staged:
+    def stage_copy(self, replica: Replica, data: bytes | memoryview, *, replaces: int = 0, durable: bool = True) -> Staged:
+        """Stage another node's replica as it is. ChunkCorrupt when `data` is not what it says."""
         if len(data) != replica.nbytes or (digest(data) if len(data) else EMPTY) != replica.digest:
             name = self.record(replica.dataset).chunk_name(replica.array, replica.chunk)
             raise ChunkCorrupt(name, self.node_id, "what was to be kept of it is not what another node committed")

@@ -11,6 +11,7 @@ import pytest
 import zarr
 
 from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
 from gpuflow.execution.run import run_pipeline
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.repair import scrub_dataset
@@ -114,3 +115,13 @@ def test_no_faster_than_asked(three_nodes: Connection, tmp_path: Path) -> None:
     began = time.monotonic()
     report = scrub_dataset(three_nodes, "scrub-slow", rate=10e6)
     assert time.monotonic() - began > 0.9 * report.nbytes / 3 / 10e6
+
+
+def test_a_record_that_tells_no_origin(three_nodes: Connection, field_zarr: Path) -> None:
+    """As after `gpuflow doctor --rebuild`."""
+    ingested(three_nodes, field_zarr, "scrub-rebuilt")
+    catalog.publish(three_nodes, catalog.find(three_nodes, "scrub-rebuilt").next(origin={}))
+    flip(file_of(three_nodes, "scrub-rebuilt/t2m/c/2/0/0"))
+    report = scrub_dataset(three_nodes, "scrub-rebuilt")
+    assert [each.repaired for each in report.findings] == [""]
+    assert "how it was made is not known" in report.notes[0]
