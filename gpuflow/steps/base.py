@@ -1,6 +1,7 @@
-"""What a step is: parameters, what comes out, what it needs to know about the data, and what it does to one chunk.
+"""What a step is: parameters, what comes out, what it needs to know about the data, and how a part of what comes out is computed.
 
-Elementwise: `apply` on a part of an array equals that part of `apply` on the whole. A step never modifies its input."""
+A part of the result is computed from the part of the input that `pull` names, and equals that part of the whole result however the
+arrays are cut. A step never modifies its input."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.moments import Moments
 from gpuflow.steps.parameters import StepError, plain
 
-__all__ = ["Array", "ArraySpec", "MomentsRequest", "Namespace", "Region", "Step", "StepError", "quiet"]
+__all__ = ["Array", "ArraySpec", "Elementwise", "MomentsRequest", "Namespace", "Region", "Step", "StepError", "quiet"]
 
 Namespace = Any
 """numpy, or a module with its interface (cupy)."""
@@ -44,7 +45,7 @@ class MomentsRequest:
 class Step(BaseModel, frozen=True, extra="forbid", strict=True):
     """Base of all steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML.
 
-    The planner calls `check`, then either `resolve` (when `needs` asks for moments) or `bind`; workers call `apply`."""
+    The planner calls `check`, then either `resolve` (when `needs` asks for moments) or `bind`; workers call `compute`."""
 
     kind: ClassVar[str]
     """Its name in YAML."""
@@ -56,7 +57,7 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
         """What comes out when `array` goes in. StepError when the step cannot be applied to it."""
 
     def needs(self, array: ArraySpec) -> MomentsRequest | None:
-        """What has to be known about the whole of `array` before `apply`; None when nothing is, or all of it is."""
+        """What has to be known about the whole of `array` before `compute`; None when nothing is, or all of it is."""
         return None
 
     def bind(self, array: ArraySpec) -> Step:
@@ -70,11 +71,21 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
         return self.bind(array)
 
     @abstractmethod
-    def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
-        """The result for `block`, the part `region` of the array. Same shape; dtype as `check` said; a new array."""
+    def pull(self, array: ArraySpec, region: Region) -> Region:
+        """The part of `array`, which goes in, that the part `region` of what comes out is computed from. The step is bound."""
+
+    @abstractmethod
+    def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
+        """Into what chunks what comes out is best cut when `array` is cut into `chunks`. The step is bound."""
+
+    @abstractmethod
+    def compute(self, xp: Namespace, block: Array, array: ArraySpec, region: Region) -> Array:
+        """The part `region` of what comes out when `array` goes in. block: the part `pull(array, region)` of `array`, of any strides.
+
+        A new array, of the region's shape and the dtype that `check` said."""
 
     def express(self, array: ArraySpec) -> Node | None:
-        """What `apply` computes on a part of `array`, to the bit: for compilers. The step is bound and complete.
+        """What an elementwise step computes on a part of `array`, to the bit: for compilers. The step is bound and complete.
 
         None for a step that only its own code can tell."""
         return None
@@ -84,6 +95,23 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
         # Field by field: iterating over the model would also give what it has cached.
         given = {name: (getattr(self, name), field.default) for name, field in type(self).model_fields.items()}
         return {name: plain(value) for name, (value, default) in given.items() if value != default}
+
+
+class Elementwise(Step, frozen=True):
+    """A step whose result at one place depends on the value at that place alone."""
+
+    def pull(self, array: ArraySpec, region: Region) -> Region:
+        return region
+
+    def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
+        return chunks
+
+    def compute(self, xp: Namespace, block: Array, array: ArraySpec, region: Region) -> Array:
+        return self.apply(xp, block, region)
+
+    @abstractmethod
+    def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
+        """The result for `block`, the part `region` of the array. Same shape; dtype as `check` said; a new array."""
 
 
 def quiet() -> np.errstate:

@@ -10,7 +10,7 @@ from pydantic import PlainValidator
 
 from gpuflow.backends import expression_tree as tree
 from gpuflow.backends.program import bounds
-from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
+from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
 from gpuflow.steps.parameters import describe, suggestion
 
 DTYPES: tuple[str, ...] = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -38,7 +38,7 @@ def _dtype_name(value: Any) -> str:
     return value
 
 
-class Cast(Step, frozen=True):
+class Cast(Elementwise, frozen=True):
     """`dtype`: a NumPy dtype by name. NaN and values out of range become what the device makes of them in an integer.
 
     `strict`: they are a StepError then, as is a number that becomes infinite in a smaller float. Fractions are cut off as ever."""

@@ -8,13 +8,13 @@ import numpy as np
 from pydantic import PlainValidator, model_validator
 
 from gpuflow.backends.expression_tree import Call, Constant, Node, Variable
-from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
+from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
 from gpuflow.steps.parameters import number
 
 Bound = Annotated[int | float | None, PlainValidator(lambda value: None if value is None else number(value))]
 
 
-class Clip(Step, frozen=True):
+class Clip(Elementwise, frozen=True):
     """`min`, `max`: finite numbers, at least one of them. On integer arrays they have to be whole.
 
     A bound beyond the range of the dtype is the end of that range."""

@@ -20,7 +20,7 @@ class Kernel:
 
     def __init__(self, steps: tuple[Step, ...], specs: tuple[ArraySpec, ...], compiled: Compiled | None, reason: str) -> None:
         """specs: what goes into each step, then what comes out of the last. reason: why it is not compiled."""
-        self.steps, self.out_dtype = steps, specs[-1].dtype
+        self.steps, self.out_dtype, self._specs = steps, specs[-1].dtype, specs
         self._compiled, self._reason = compiled, reason
 
     @property
@@ -53,14 +53,14 @@ class Kernel:
         return out
 
     def _one_by_one(self, block: NDArray[Any], region: Region) -> NDArray[Any]:
-        for step in self.steps:
-            block = step.apply(np, block, region)
+        for step, spec in zip(self.steps, self._specs, strict=False):
+            block = step.compute(np, block, spec, region)
         return block
 
 
 @lru_cache(maxsize=128)
 def compile_steps(steps: tuple[Step, ...], array: ArraySpec, backend: Backend = "numba", device: str = "cpu") -> Kernel:
-    """One kernel for steps that are bound and resolved, in the order in which they are applied to parts of `array`.
+    """One kernel for elementwise steps that are bound and resolved, in the order in which they are applied to parts of `array`.
 
     Quick: machine code is made, or loaded, on the kernel's first call. StepError when a step does not work on what it gets;
     DeviceUnavailable when the backend or its device is not there."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import PlainValidator
 
 from gpuflow.backends.expression_tree import Node
-from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
+from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
 from gpuflow.steps.cast import DTYPES
 from gpuflow.steps.expression import parse
 from gpuflow.steps.parameters import describe
@@ -22,7 +22,7 @@ def _canonical(value: Any) -> str:
     return " ".join(value.split())
 
 
-class Map(Step, frozen=True):
+class Map(Elementwise, frozen=True):
     """`expression`: of the variable `x`; see `gpuflow.steps.expression` for its language. dtypes as in NumPy 2."""
 
     kind: ClassVar[str] = "map"

@@ -16,7 +16,7 @@ from pydantic import PlainValidator, model_validator
 from gpuflow.backends import expression_tree as tree
 from gpuflow.errors import StatisticsError
 from gpuflow.reductions.moments import Moments
-from gpuflow.steps.base import Array, ArraySpec, MomentsRequest, Namespace, Region, Step, StepError, quiet
+from gpuflow.steps.base import Array, ArraySpec, Elementwise, MomentsRequest, Namespace, Region, StepError, quiet
 from gpuflow.steps.parameters import describe, numbers
 
 _NARROW = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
@@ -56,7 +56,7 @@ class _Derived(dict[str, NDArray[np.float64]]):
     __hash__ = None
 
 
-class Standardize(Step, frozen=True):
+class Standardize(Elementwise, frozen=True):
     """`per`: the dimensions (names, or axis numbers) whose indices keep statistics of their own, such as the channel.
 
     `mean` and `std`: both or neither; a number, or nested lists with one entry per index of `per`, in the order of the
