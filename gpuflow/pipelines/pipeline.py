@@ -32,6 +32,22 @@ class Pipeline:
         mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
         return self._then("standardize", per=per, mean=mean, std=std)
 
+    def normalize(self, per: Any = None, *, range: Sequence[float] | None = None, min: Any = None, max: Any = None) -> Pipeline:
+        """Stretch the values from the smallest to the largest over `range`, 0 to 1 when left out. per: dimensions that keep their own.
+
+        min, max: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
+        return self._then("normalize", per=per, range=range, min=min, max=max)
+
+    def unpack(
+        self, scale_factor: float | None = None, add_offset: float | None = None, *, missing: float | None = None
+    ) -> Pipeline:
+        """Packed values as the CF conventions have them: x * scale_factor + add_offset, NaN where x is `missing`."""
+        return self._then("unpack", scale_factor=scale_factor, add_offset=add_offset, missing=missing)
+
+    def fill_nan(self, value: float) -> Pipeline:
+        """Put a number in place of NaN."""
+        return self._then("fill_nan", value=value)
+
     def clip(self, min: float | None = None, max: float | None = None) -> Pipeline:
         """Limit values to min..max; at least one of them."""
         return self._then("clip", min=min, max=max)

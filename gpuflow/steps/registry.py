@@ -5,11 +5,14 @@ from __future__ import annotations
 from gpuflow.steps.base import Step
 from gpuflow.steps.cast import Cast
 from gpuflow.steps.clip import Clip
+from gpuflow.steps.fill_nan import FillNan
 from gpuflow.steps.map import Map
+from gpuflow.steps.normalize import Normalize
 from gpuflow.steps.parameters import StepError, suggestion
 from gpuflow.steps.standardize import Standardize
+from gpuflow.steps.unpack import Unpack
 
-STEPS: dict[str, type[Step]] = {step.kind: step for step in (Cast, Clip, Map, Standardize)}
+STEPS: dict[str, type[Step]] = {step.kind: step for step in (Cast, Clip, FillNan, Map, Normalize, Standardize, Unpack)}
 
 
 def find(kind: str) -> type[Step]:
