@@ -11,13 +11,19 @@ from gpuflow.cli.common import AsJson, Device, Nodes_, Report, Root, Scheduler, 
 
 File = Annotated[Path, typer.Argument(help="The pipeline's YAML file.")]
 Stack = Annotated[bool, typer.Option("--stack", help="In place: apply it on top of the pipeline that was applied before.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH=VALUE", help="In place of what the file says: --set 'steps[0].clip.max=5'. Several times."
+    ),
+]
 
 
-def validate(file: File, as_json: AsJson = False) -> None:
+def validate(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
     """Check a pipeline's file, without any data: every mistake, each with its line."""
     from gpuflow.pipelines.load import load_pipeline
 
-    spec = load_pipeline(file)
+    spec = load_pipeline(file, settings or ())
     if as_json:
         show("", spec.to_dict(), as_json)
     else:
@@ -28,6 +34,7 @@ def validate(file: File, as_json: AsJson = False) -> None:
 def plan(
     file: File,
     stack: Stack = False,
+    settings: Settings = None,
     nodes: Nodes_ = None,
     workers: Workers = None,
     device: Device = None,
@@ -43,7 +50,7 @@ def plan(
     from gpuflow.execution.run import look, plan_all_chunks, prepare
     from gpuflow.pipelines.load import load_pipeline
 
-    spec = load_pipeline(file)
+    spec = load_pipeline(file, settings or ())
     chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
         found = look(where, spec)
@@ -57,6 +64,7 @@ def plan(
 def run(
     file: File,
     stack: Stack = False,
+    settings: Settings = None,
     nodes: Nodes_ = None,
     workers: Workers = None,
     device: Device = None,
@@ -74,7 +82,7 @@ def run(
     from gpuflow.pipelines.load import load_pipeline
     from gpuflow.settings import scheduler_address
 
-    spec = load_pipeline(file)
+    spec = load_pipeline(file, settings or ())
     embedded_workers = None if scheduler or scheduler_address() else workers or spec.run.workers
     with cluster(scheduler, nodes, embedded_workers, device or spec.run.device, root) as connection, ProgressBar() as bar:
         receipt = run_pipeline(connection, spec, stack=stack, progress=bar)

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from gpuflow.errors import ConfigError, Problem
+from gpuflow.pipelines.overrides import override
 from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
 from gpuflow.steps.base import Step
@@ -23,14 +24,14 @@ _SECTIONS = ("source", "steps", "output", "run")
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_pipeline(path: str | FilePath) -> PipelineSpec:
-    """Read a pipeline file. ConfigError lists all problems with line and column."""
-    return load_text(_read(FilePath(path)), str(path))
+def load_pipeline(path: str | FilePath, settings: Sequence[str] = ()) -> PipelineSpec:
+    """Read a pipeline file. settings: see `override`. ConfigError lists all problems with line and column."""
+    return load_text(_read(FilePath(path)), str(path), settings)
 
 
-def load_text(text: str, file: str | None = None) -> PipelineSpec:
-    """Read a pipeline from YAML text. file: names the text in errors."""
-    return _Builder(parse_yaml(text, file), file).build()
+def load_text(text: str, file: str | None = None, settings: Sequence[str] = ()) -> PipelineSpec:
+    """Read a pipeline from YAML text. file: names the text in errors. settings: see `override`."""
+    return _Builder(override(parse_yaml(text, file), settings), file).build()
 
 
 def from_dict(data: Mapping[str, Any]) -> PipelineSpec:
