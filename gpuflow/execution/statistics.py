@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -14,18 +15,23 @@ import xxhash
 from gpuflow.backends.select import Backend, select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
-from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.datasets.catalog import ChunkTable, merge
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import RunFailed
-from gpuflow.execution.jobs import StatisticsJob
+from gpuflow.execution.jobs import GatherStatisticsJob, StatisticsJob
 from gpuflow.execution.lane import Job
-from gpuflow.execution.memory import check_reading
+from gpuflow.execution.memory import check_reading, rooms
 from gpuflow.execution.passes import Run
+from gpuflow.execution.submit import Batch
 from gpuflow.pipelines.fingerprint import fingerprint
-from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_as_data
+from gpuflow.pipelines.flow import Apply, Flow
+from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
+from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_as_data
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.tree import Node, root
 from gpuflow.steps.base import MomentsRequest, Step
+from gpuflow.storage.metadata import ArrayMetadata
+from gpuflow.storage.record import DatasetRecord
 
 Missing = tuple[ArrayPlan, int, MomentsRequest, str]
 """An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
@@ -52,11 +58,11 @@ def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
         plan, missing = look_up(found, plan)
         if not missing:
             return plan
-        computed = {}
+        computed: dict[str, Any] = {}
         for array, number, request, key in missing:
-            table = found.table(plan.source.name, array.path, array.source.grid.size)
-            backend = select_backend(plan.spec.run.backend)
-            moments = moments_of(run, array.path, table, request, array.steps[:number], backend)
+            if key in computed:
+                continue
+            moments = _of_flow(run, found, plan, array.flow.before(number), request)
             if moments is None:
                 return plan
             computed[key] = moments.to_dict()
@@ -64,6 +70,36 @@ def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
         source = source.next(statistics={**source.statistics, **computed})
         catalog.publish(run.connection, source)
         plan = replace(plan, source=source)
+
+
+def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: MomentsRequest) -> Moments | None:
+    """Moments of what `flow` makes of the source; None when chunks failed."""
+    backend = select_backend(plan.spec.run.backend)
+    tables = {path: found.table(plan.source.name, path, plan.source.array(path).grid.size) for path in flow.paths}
+    if flow.is_elementwise:
+        path = flow.paths[0]
+        return moments_of(run, path, tables[path], request, flow.steps or (), backend)
+    array, made_by = virtual_array(plan.source, flow)
+    grid = array.target.grid
+    if not grid.size:
+        return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
+    nothing = merge({}, grid.size)
+    part = plan_chunks(array, made_by, tables, nothing)
+    for path, numbers in part.lost.items():
+        run.record_lost(path, numbers, found.nodes)
+    job: Job = GatherStatisticsJob((plan.source,), flow, grid, request, backend=backend)
+    room = chunks_of_a_task(array, gather_nbytes(rooms(run.connection)))
+    return _reduced(run, run.gathered(job, plan.source.name, flow.paths[0], part, room), grid.size)
+
+
+def virtual_array(source: DatasetRecord, flow: Flow) -> tuple[ArrayPlan, str]:
+    """What `flow` makes of the source as if it were stored, cut as comes naturally, and its fingerprint."""
+    sources = {path: source.array(path) for path in flow.paths}
+    specs = flow.specs({path: spec_of(metadata) for path, metadata in sources.items()})
+    chunks = flow.cut(specs, {path: metadata.grid.chunks for path, metadata in sources.items()})
+    target = ArrayMetadata.create(specs[-1].shape, chunks, specs[-1].dtype, compressor="none")
+    array = ArrayPlan(flow.name, sources, target, flow)
+    return array, array.made_by(None)
 
 
 def moments_of(
@@ -75,7 +111,10 @@ def moments_of(
         return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
     job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
-    work = run.batches(job, array, np.flatnonzero(table.present).tolist(), table)
+    return _reduced(run, run.batches(job, array, np.flatnonzero(table.present).tolist(), table), grid.size)
+
+
+def _reduced(run: Run, work: Sequence[Batch], parts: int) -> Moments | None:
     run.prepare(work)
     result = run.submit("statistics", work)
     run.statistics_chunks += result.tally.done
@@ -83,7 +122,7 @@ def moments_of(
     if run.stopped:
         return None
     partial: dict[Node, Moments] = {node: moments for value in result.values for node, moments in value.items()}
-    return root(partial, grid.size, Moments.merge)
+    return root(partial, parts, Moments.merge)
 
 
 def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
@@ -105,13 +144,20 @@ def compute_moments(connection: Connection, dataset: str, array: str, keep: tupl
 
 def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: MomentsRequest) -> str:
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
-    table = found.table(plan.source.name, array.path, array.source.grid.size)
-    chunks = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
-    steps = steps_as_data(array.steps[:number])
-    return fingerprint({"moments": list(request.keep), "steps": steps, "array": array.path, "of": chunks})
+    flow = array.flow.before(number)
+    digests = {}
+    for path in flow.paths:
+        table = found.table(plan.source.name, path, plan.source.array(path).grid.size)
+        digests[path] = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
+    if flow.is_elementwise:
+        (path, chunks), steps = next(iter(digests.items())), steps_as_data(flow.steps or ())
+        return fingerprint({"moments": list(request.keep), "steps": steps, "array": path, "of": chunks})
+    return fingerprint({"moments": list(request.keep), "flow": flow.to_data(), "of": digests})
 
 
 def _resolved(plan: Plan, array: ArrayPlan, number: int, moments: Moments) -> ArrayPlan:
-    where = f"{plan.source.name}/{array.path}"
-    step = array.steps[number].resolve(array.spec_before(number), moments, where)
-    return replace(array, steps=(*array.steps[:number], step, *array.steps[number + 1 :]))
+    node = array.flow.nodes[number]
+    assert isinstance(node, Apply), node
+    assert isinstance(node.operation, Step), node
+    step = node.operation.resolve(array.specs[node.of[0]], moments, f"{plan.source.name}/{array.path}")
+    return replace(array, flow=array.flow.with_step(number, step))
