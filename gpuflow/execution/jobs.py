@@ -11,9 +11,9 @@ from gpuflow.errors import ChunkCorrupt, StoreError
 from gpuflow.execution.lane import Lane
 from gpuflow.pipelines.fingerprint import recipe
 from gpuflow.pipelines.plan import spec_of
-from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.requests import Reduction, Request, merge
 from gpuflow.reductions.tree import Node, collapse
-from gpuflow.steps.base import MomentsRequest, Region, Step
+from gpuflow.steps.base import Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec, Block, CodecError
 from gpuflow.storage.manifest import UNKNOWN, Replica
@@ -160,30 +160,29 @@ class CarryJob:
 
 @dataclass(frozen=True)
 class StatisticsJob:
-    """Moments of each chunk after `steps`, merged on the worker as far as the tree over all chunks allows."""
+    """What is asked of each chunk after `steps`, merged on the worker as far as the tree over all chunks allows."""
 
     records: tuple[DatasetRecord, ...]
     steps: tuple[Step, ...]
-    request: MomentsRequest
+    request: Request
     durable: bool = True
     backend: Backend = "numba"
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
-        Moments.of(compile_for(self.records[0], array, self.steps, self.backend), self.request.keep)
+        self.request.of(compile_for(self.records[0], array, self.steps, self.backend))
 
     def process(self, lane: Lane, chunk: int) -> None:
-        """Moments of one chunk, placed in the kept axes of the whole array."""
+        """The statistics of one chunk, placed in the kept axes of the whole array."""
         _, block, region = load_block(lane, chunk)
         grid, keep = lane.codec.metadata.grid, self.request.keep
         block = apply_steps(lane, self.steps, self.backend, region, block)
         with lane.tally.timed("compute"):
-            moments = Moments.of(block, keep).embed(
-                tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep)
-            )
-        lane.keep(chunk, moments)
+            part = self.request.of(block)
+            part = part.embed(tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
+        lane.keep(chunk, part)
 
-    def result(self, lane: Lane) -> dict[Node, Moments]:
+    def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
         size = lane.codec.metadata.grid.size
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, Moments.merge)
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, merge)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -24,10 +25,11 @@ from gpuflow.execution.passes import Run
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_as_data
 from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.requests import MomentsRequest, Request, merge
 from gpuflow.reductions.tree import Node, root
-from gpuflow.steps.base import MomentsRequest, Step
+from gpuflow.steps.base import Step
 
-Missing = tuple[ArrayPlan, int, MomentsRequest, str]
+Missing = tuple[ArrayPlan, int, Request, str]
 """An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
 
 
@@ -41,7 +43,7 @@ def look_up(found: Survey, plan: Plan) -> tuple[Plan, list[Missing]]:
             if key not in plan.source.statistics:
                 missing.append((array, number, request, key))
                 break
-            array = _resolved(plan, array, number, Moments.from_dict(plan.source.statistics[key]))
+            array = _resolved(plan, array, number, request.read(plan.source.statistics[key]))
         arrays.append(array)
     return replace(plan, arrays=tuple(arrays)), missing
 
@@ -56,23 +58,23 @@ def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
         for array, number, request, key in missing:
             table = found.table(plan.source.name, array.path, array.source.grid.size)
             backend = select_backend(plan.spec.run.backend)
-            moments = moments_of(run, array.path, table, request, array.steps[:number], backend)
-            if moments is None:
+            value = reduce_array(run, array.path, table, request, array.steps[:number], backend)
+            if value is None:
                 return plan
-            computed[key] = moments.to_dict()
+            computed[key] = value.to_dict()
         source = catalog.find(run.connection, plan.source.name)  # as it is now: another run may have kept something too
         source = source.next(statistics={**source.statistics, **computed})
         catalog.publish(run.connection, source)
         plan = replace(plan, source=source)
 
 
-def moments_of(
-    run: Run, array: str, table: ChunkTable, request: MomentsRequest, steps: Sequence[Step] = (), backend: Backend = "numba"
-) -> Moments | None:
-    """Moments of one array of the source after `steps`; None when chunks failed."""
+def reduce_array(
+    run: Run, array: str, table: ChunkTable, request: Request, steps: Sequence[Step] = (), backend: Backend = "numba"
+) -> Any:
+    """What is asked of one array of the source after `steps`; None when chunks failed."""
     grid = run.source.array(array).grid
     if not grid.size:
-        return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
+        return request.empty(tuple(grid.shape[axis] for axis in request.keep))
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
     job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
     work = run.batches(job, array, np.flatnonzero(table.present).tolist(), table)
@@ -82,8 +84,8 @@ def moments_of(
     run.outcome.tally.by_node.clear()  # it counts chunks of the output
     if run.stopped:
         return None
-    partial: dict[Node, Moments] = {node: moments for value in result.values for node, moments in value.items()}
-    return root(partial, grid.size, Moments.merge)
+    partial: dict[Node, Any] = {node: part for value in result.values for node, part in value.items()}
+    return root(partial, grid.size, merge)
 
 
 def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
@@ -96,22 +98,22 @@ def compute_moments(connection: Connection, dataset: str, array: str, keep: tupl
     table = found.table(dataset, array, total)
     check_reading(connection, array, metadata, table)
     run = Run(connection, source)
-    moments = moments_of(run, array, table, MomentsRequest(keep))
+    moments: Moments | None = reduce_array(run, array, table, MomentsRequest(keep))
     if moments is None:
         failures = [failure.to_dict() for failure in run.outcome.tally.failures]
         raise RunFailed({"failures": failures, "chunks": {"failed": len(failures), "total": total}})
     return moments
 
 
-def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: MomentsRequest) -> str:
+def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: Request) -> str:
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
     table = found.table(plan.source.name, array.path, array.source.grid.size)
     chunks = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
     steps = steps_as_data(array.steps[:number])
-    return fingerprint({"moments": list(request.keep), "steps": steps, "array": array.path, "of": chunks})
+    return fingerprint({request.kind: request.key(), "steps": steps, "array": array.path, "of": chunks})
 
 
-def _resolved(plan: Plan, array: ArrayPlan, number: int, moments: Moments) -> ArrayPlan:
+def _resolved(plan: Plan, array: ArrayPlan, number: int, statistics: Any) -> ArrayPlan:
     where = f"{plan.source.name}/{array.path}"
-    step = array.steps[number].resolve(array.spec_before(number), moments, where)
+    step = array.steps[number].resolve(array.spec_before(number), statistics, where)
     return replace(array, steps=(*array.steps[:number], step, *array.steps[number + 1 :]))

@@ -32,11 +32,20 @@ class Pipeline:
         mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
         return self._then("standardize", per=per, mean=mean, std=std)
 
-    def normalize(self, per: Any = None, *, range: Sequence[float] | None = None, min: Any = None, max: Any = None) -> Pipeline:
+    def normalize(
+        self,
+        per: Any = None,
+        *,
+        range: Sequence[float] | None = None,
+        quantiles: Sequence[float] | None = None,
+        min: Any = None,
+        max: Any = None,
+    ) -> Pipeline:
         """Stretch the values from the smallest to the largest over `range`, 0 to 1 when left out. per: dimensions that keep their own.
 
-        min, max: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
-        return self._then("normalize", per=per, range=range, min=min, max=max)
+        quantiles: two shares whose values take the place of the smallest and the largest. min, max: numbers, or nested lists over the
+        dimensions in `per`; from the data when left out."""
+        return self._then("normalize", per=per, range=range, quantiles=quantiles, min=min, max=max)
 
     def unpack(
         self, scale_factor: float | None = None, add_offset: float | None = None, *, missing: float | None = None
@@ -56,9 +65,21 @@ class Pipeline:
         """An elementwise expression of `x`, such as `"log1p(x) / 2"`."""
         return self._then("map", expression=expression)
 
-    def cast(self, dtype: Any) -> Pipeline:
-        """Convert to a dtype, by name or as NumPy gives it."""
-        return self._then("cast", dtype=dtype)
+    def where(self, condition: str, other: float | None = None) -> Pipeline:
+        """Keep the values for which `condition`, an expression of `x`, holds; put `other`, or NaN, in place of all others."""
+        return self._then("where", condition=condition, other=other)
+
+    def mask(self, condition: str, other: float | None = None) -> Pipeline:
+        """Put `other`, or NaN, in place of the values for which `condition`, an expression of `x`, holds."""
+        return self._then("mask", condition=condition, other=other)
+
+    def cast(self, dtype: Any, *, strict: bool | None = None) -> Pipeline:
+        """Convert to a dtype, by name or as NumPy gives it. strict: a value that does not fit is an error."""
+        return self._then("cast", dtype=dtype, strict=strict)
+
+    def step(self, kind: str, **parameters: Any) -> Pipeline:
+        """Any step by its name in YAML, such as one of an installed distribution."""
+        return self._then(kind, **parameters)
 
     def to(self, dataset: str, *, compressor: str | None = None, chunks: str | Sequence[int] | None = None) -> Pipeline:
         """Write to a new dataset. compressor: none, zstd (the default), gzip, blosc, lz4, or auto: the soonest to finish.

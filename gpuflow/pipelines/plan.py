@@ -17,8 +17,8 @@ from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
 from gpuflow.pipelines.fingerprint import fingerprint, recipes
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
-from gpuflow.steps.base import ArraySpec, MomentsRequest, Step, StepError
-from gpuflow.steps.registry import STEPS
+from gpuflow.steps.base import ArraySpec, Request, Step, StepError
+from gpuflow.steps.registry import find
 from gpuflow.storage.inner_chunks import inner_chunks
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
@@ -43,7 +43,10 @@ class ArrayPlan:
         """Fingerprint of what makes this array's chunks. level: number of in-place pipelines applied before; None for a new dataset, to
         which the same steps may then be applied in place."""
         codecs = [self.target.document["data_type"], self.target.document["codecs"], list(self.target.grid.chunks)]
-        return fingerprint({"steps": steps_as_data(self.steps), "stored": codecs, "level": level})
+        content = {"steps": steps_as_data(self.steps), "stored": codecs, "level": level}
+        if any(step.version > 1 for step in self.steps):
+            content["versions"] = [step.version for step in self.steps]
+        return fingerprint(content)
 
     def spec_before(self, number: int) -> ArraySpec:
         """The array as step `number` sees it."""
@@ -52,7 +55,7 @@ class ArrayPlan:
             spec = step.check(spec)
         return spec
 
-    def first_unresolved(self) -> tuple[int, MomentsRequest] | None:
+    def first_unresolved(self) -> tuple[int, Request] | None:
         """The first step that waits for statistics, and what it asks for."""
         for number, step in enumerate(self.steps):
             if (request := step.needs(self.spec_before(number))) is not None:
@@ -210,7 +213,7 @@ def _stacked(plan: Plan, stack: bool) -> Plan:
 
 def steps_from(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """The inverse of `steps_as_data`."""
-    return tuple(STEPS[kind].model_validate(values, strict=False) for step in data for kind, values in step.items())
+    return tuple(find(kind).model_validate(values, strict=False) for step in data for kind, values in step.items())
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import BaseModel
 
 from gpuflow.backends.expression_tree import Node
-from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.requests import MomentsRequest, Request
 from gpuflow.steps.parameters import StepError, plain
 
-__all__ = ["Array", "ArraySpec", "Elementwise", "MomentsRequest", "Namespace", "Region", "Step", "StepError", "quiet"]
+__all__ = ["Array", "ArraySpec", "Elementwise", "MomentsRequest", "Namespace", "Region", "Request", "Step", "StepError", "quiet"]
 
 Namespace = Any
 """numpy, or a module with its interface (cupy)."""
@@ -35,28 +35,27 @@ class ArraySpec:
     dims: tuple[str | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MomentsRequest:
-    """Moments of the whole array, each index of the axes in `keep` (ascending) on its own."""
-
-    keep: tuple[int, ...]
-
-
 class Step(BaseModel, frozen=True, extra="forbid", strict=True):
     """Base of all steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML.
 
-    The planner calls `check`, then either `resolve` (when `needs` asks for moments) or `bind`; workers call `compute`."""
+    The planner calls `check`, then either `resolve` (when `needs` asks for statistics) or `bind`; workers call `compute`."""
 
     kind: ClassVar[str]
     """Its name in YAML."""
     shorthand: ClassVar[tuple[str, ...]]
     """The fields that a bare value fills: one field takes the value whole, several take a list of that length."""
+    about: ClassVar[str] = ""
+    """What it does, in a sentence, for editors and messages."""
+    examples: ClassVar[tuple[Any, ...]] = ()
+    """What may stand after the name in YAML: for messages, and for the schema that editors use. The first is the usual one."""
+    version: ClassVar[int] = 1
+    """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
 
     @abstractmethod
     def check(self, array: ArraySpec) -> ArraySpec:
         """What comes out when `array` goes in. StepError when the step cannot be applied to it."""
 
-    def needs(self, array: ArraySpec) -> MomentsRequest | None:
+    def needs(self, array: ArraySpec) -> Request | None:
         """What has to be known about the whole of `array` before `compute`; None when nothing is, or all of it is."""
         return None
 
@@ -64,8 +63,8 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
         """The same step with names of dimensions turned into axis numbers of `array`."""
         return self
 
-    def resolve(self, array: ArraySpec, moments: Moments, where: str) -> Step:
-        """The same step, bound, with its parameters filled in from the moments it needs. where: names the array in errors.
+    def resolve(self, array: ArraySpec, statistics: Any, where: str) -> Step:
+        """The same step, bound, with its parameters filled in from what it asked for. where: names the array in errors.
 
         StatisticsError when they are unusable."""
         return self.bind(array)

@@ -1,6 +1,12 @@
-"""The steps by the names they have in YAML."""
+"""The steps by the names they have in YAML: gpuflow's own, and those of installed distributions.
+
+A distribution adds steps by the entry-point group `gpuflow.steps`: the name is the step's `kind`, the object its class. It has to be
+installed where pipelines are started and on every worker. gpuflow's own names cannot be taken."""
 
 from __future__ import annotations
+
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
 
 from gpuflow.steps.base import Step
 from gpuflow.steps.cast import Cast
@@ -11,12 +17,58 @@ from gpuflow.steps.normalize import Normalize
 from gpuflow.steps.parameters import StepError, suggestion
 from gpuflow.steps.standardize import Standardize
 from gpuflow.steps.unpack import Unpack
+from gpuflow.steps.where import Mask, Where
 
-STEPS: dict[str, type[Step]] = {step.kind: step for step in (Cast, Clip, FillNan, Map, Normalize, Standardize, Unpack)}
+GROUP = "gpuflow.steps"
+
+STEPS: dict[str, type[Step]] = {
+    step.kind: step for step in (Cast, Clip, FillNan, Map, Mask, Normalize, Standardize, Unpack, Where)
+}
+"""gpuflow's own."""
 
 
 def find(kind: str) -> type[Step]:
-    """The class of a step. StepError naming the nearest known step."""
-    if kind not in STEPS:
-        raise StepError(f"unknown step `{kind[:40]}`", suggestion(kind, STEPS))
-    return STEPS[kind]
+    """The class of a step. StepError naming the nearest known step, or the distribution whose step cannot be loaded."""
+    if kind in STEPS:
+        return STEPS[kind]
+    found = _installed().get(kind)
+    if not found:
+        raise StepError(f"unknown step `{kind[:40]}`", suggestion(kind, known()))
+    if len(found) > 1:
+        names = " and ".join(sorted(_distribution(one) for one in found))
+        raise StepError(f"the step `{kind}` is in {names}", "uninstall all but one of them")
+    return _load(found[0])
+
+
+def known() -> list[str]:
+    """The names of all steps."""
+    return sorted({*STEPS, *_installed()})
+
+
+@lru_cache(maxsize=1)
+def _installed() -> dict[str, tuple[EntryPoint, ...]]:
+    """Entry points by name, not loaded. An editable install may be listed twice: equal ones count once."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    for one in entry_points(group=GROUP):
+        if one.name not in STEPS:
+            found.setdefault(one.name, {})[one.value] = one
+    return {name: tuple(ones.values()) for name, ones in found.items()}
+
+
+@lru_cache(maxsize=64)
+def _load(one: EntryPoint) -> type[Step]:
+    try:
+        step = one.load()
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise StepError(
+            f"the step `{one.name}` of {_distribution(one)} cannot be loaded: {reason}", "mend or uninstall it"
+        ) from error
+    if not (isinstance(step, type) and issubclass(step, Step)) or step.kind != one.name:
+        reason = f"{one.value} is no gpuflow.steps.base.Step of that kind"
+        raise StepError(f"the step `{one.name}` of {_distribution(one)} cannot be used: {reason}", "mend or uninstall it")
+    return step
+
+
+def _distribution(one: EntryPoint) -> str:
+    return f"{one.dist.name} {one.dist.version}" if one.dist else one.value

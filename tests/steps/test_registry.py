@@ -13,7 +13,7 @@ from gpuflow.steps.registry import STEPS, find
 
 
 def test_the_table_is_by_kind() -> None:
-    kinds = ["cast", "clip", "fill_nan", "map", "normalize", "standardize", "unpack"]
+    kinds = ["cast", "clip", "fill_nan", "map", "mask", "normalize", "standardize", "unpack", "where"]
     assert {kind: step.kind for kind, step in STEPS.items()} == {kind: kind for kind in kinds}
     assert find("clip") is Clip
 
@@ -23,7 +23,7 @@ def test_the_table_is_by_kind() -> None:
     [
         ("standardise", "did you mean `standardize`?"),
         ("CLIP", "did you mean `clip`?"),
-        ("resize", "known: cast, clip, fill_nan, map, normalize, standardize, unpack"),
+        ("resize", f"known: {', '.join(sorted(STEPS))}"),
     ],
 )
 def test_an_unknown_step(kind: str, hint: str) -> None:
