@@ -12,7 +12,7 @@ from rich.text import Text
 
 from gpuflow.backends.select import Backend, select_backend
 from gpuflow.pipelines.memory import Prediction
-from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, steps_as_data
+from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.units import format_nbytes
@@ -26,7 +26,7 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
     for part in chunks:
         array = part.array
         arrays[array.path] = {
-            "steps": [] if array.carried else steps_as_data(array.steps),
+            "steps": [] if array.carried else [{step.kind: step.to_yaml_value()} for step in array.steps],
             "carried": array.carried,
             "waits_for_statistics": array.first_unresolved() is not None,
             "compute": _compute(array, select_backend(plan.spec.run.backend)),

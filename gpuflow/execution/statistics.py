@@ -23,7 +23,7 @@ from gpuflow.execution.lane import Job
 from gpuflow.execution.memory import check_reading
 from gpuflow.execution.passes import Run
 from gpuflow.pipelines.fingerprint import fingerprint
-from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_as_data
+from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_identity
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.requests import MomentsRequest, Request, merge
 from gpuflow.reductions.tree import Node, root
@@ -109,8 +109,8 @@ def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: Requ
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
     table = found.table(plan.source.name, array.path, array.source.grid.size)
     chunks = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
-    steps = steps_as_data(array.steps[:number])
-    return fingerprint({request.kind: request.key(), "steps": steps, "array": array.path, "of": chunks})
+    before = steps_identity(array.steps[:number])
+    return fingerprint({request.kind: request.key(), **before, "array": array.path, "of": chunks})
 
 
 def _resolved(plan: Plan, array: ArrayPlan, number: int, statistics: Any) -> ArrayPlan:

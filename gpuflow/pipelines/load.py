@@ -74,6 +74,7 @@ class _Builder:
 
     def __init__(self, document: Document, file: str | None) -> None:
         self.document, self.file = document, file
+        self.folder = FilePath(file).absolute().parent if file is not None else None
         self.problems = list(document.problems)
 
     def build(self) -> PipelineSpec:
@@ -163,7 +164,7 @@ class _Builder:
 
     def _validate(self, model: type[Model], value: Mapping[str, Any], path: Path) -> Model | None:
         try:
-            return model.model_validate(dict(value))
+            return model.model_validate(dict(value), context={"folder": self.folder})
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 self._explain(model, detail, path)
@@ -175,7 +176,7 @@ class _Builder:
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             for problem in cause.problems:
-                self._note(problem.message, (*where, problem.path), problem.hint)
+                self._note(problem.message, (*where, *filter(None, [problem.path])), problem.hint)
         elif isinstance(cause, StepError):
             self._note(cause.message, where, cause.hint)
         elif isinstance(cause, Exception):

@@ -6,7 +6,7 @@ Every call returns a new pipeline. What is written is checked when `spec` is ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from gpuflow.pipelines.load import from_dict, load_pipeline
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.yaml_text import dump_yaml
+from gpuflow.steps.user_code import address_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Pipeline:
         """An elementwise expression of `x`, such as `"log1p(x) / 2"`."""
         return self._then("map", expression=expression)
 
+    def apply(self, function: str | Callable[..., Any], *, returns: Any = None, **parameters: Any) -> Pipeline:
+        """A function of your own on each chunk: `(xp, block, **parameters)`, or `(torch, block, **parameters)`.
+
+        function: the function, or its address `module:name`. returns: the dtype that comes out, where it cannot be asked.
+        ConfigError for a function that has no address, such as a lambda."""
+        address = function if isinstance(function, str) else address_of(function)
+        return self._then("apply", function=address, returns=returns, **parameters)
+
     def where(self, condition: str, other: float | None = None) -> Pipeline:
         """Keep the values for which `condition`, an expression of `x`, holds; put `other`, or NaN, in place of all others."""
         return self._then("where", condition=condition, other=other)
@@ -105,8 +114,9 @@ class Pipeline:
     def from_spec(cls, spec: PipelineSpec) -> Pipeline:
         """The pipeline that has this spec."""
         data = spec.to_dict()
+        steps = tuple({step.kind: step.to_record_value()} for step in spec.steps)
         output = data["output"] if isinstance(data["output"], dict) else {"dataset": data["output"]}
-        return cls(spec.source.dataset, spec.source.arrays, tuple(data["steps"]), output, data.get("run"))
+        return cls(spec.source.dataset, spec.source.arrays, steps, output, data.get("run"))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:

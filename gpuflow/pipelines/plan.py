@@ -43,10 +43,7 @@ class ArrayPlan:
         """Fingerprint of what makes this array's chunks. level: number of in-place pipelines applied before; None for a new dataset, to
         which the same steps may then be applied in place."""
         codecs = [self.target.document["data_type"], self.target.document["codecs"], list(self.target.grid.chunks)]
-        content = {"steps": steps_as_data(self.steps), "stored": codecs, "level": level}
-        if any(step.version > 1 for step in self.steps):
-            content["versions"] = [step.version for step in self.steps]
-        return fingerprint(content)
+        return fingerprint({**steps_identity(self.steps), "stored": codecs, "level": level})
 
     def spec_before(self, number: int) -> ArraySpec:
         """The array as step `number` sees it."""
@@ -89,6 +86,7 @@ class Plan:
         """The record of the new dataset, at version 1."""
         origin: dict[str, Any] = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
         origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name != "run"}
+        origin["pipeline"]["steps"] = steps_as_data(self.spec.steps)
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
         arrays = {array.path: array.target.document for array in self.arrays}
@@ -105,8 +103,14 @@ def spec_of(metadata: ArrayMetadata) -> ArraySpec:
 
 
 def steps_as_data(steps: tuple[Step, ...]) -> list[dict[str, Any]]:
-    """Steps as plain data, as they stand in the YAML."""
-    return [{step.kind: step.to_yaml_value()} for step in steps]
+    """Steps as plain data, as records keep them."""
+    return [{step.kind: step.to_record_value()} for step in steps]
+
+
+def steps_identity(steps: tuple[Step, ...]) -> dict[str, Any]:
+    """What decides whether steps compute the same."""
+    versions = [step.version for step in steps]
+    return {"steps": steps_as_data(steps)} | ({"versions": versions} if any(version > 1 for version in versions) else {})
 
 
 def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False, compressor: Choice | None = None) -> Plan:
@@ -128,7 +132,9 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
     if problems:
         raise ConfigError(problems)
     output = spec.output.model_copy(update={"snapshot": None, "replicas": ReplicasSpec()})  # whatever they are, it is the same
-    declared = fingerprint([spec.to_dict()["steps"], sorted(selected), output.to_value()])
+    # An edited function makes chunks of its dataset again; in place it would be applied on top of what it was.
+    written = steps_as_data(spec.steps) if spec.output.in_place else spec.to_dict()["steps"]
+    declared = fingerprint([written, sorted(selected), output.to_value()])
     plan = Plan(spec, source, tuple(arrays), declared, compressor=choice)
     return _stacked(plan, stack) if spec.output.in_place else plan
 

@@ -57,7 +57,12 @@ def _step(kind: str) -> Schema:
     except StepError as error:
         return {"description": str(error)}
     fields = _fields(step)
-    whole: Schema = {"type": "object", "properties": fields, "additionalProperties": False, "required": _required(step)}
+    whole: Schema = {
+        "type": "object",
+        "properties": fields,
+        "additionalProperties": step.takes_more,
+        "required": _required(step),
+    }
     forms = [whole, *_short(step, fields)]
     if not whole["required"]:
         forms.append({"type": "null"})
@@ -95,7 +100,8 @@ def _fields(model: type[BaseModel]) -> dict[str, Schema]:
     """By name. pydantic's own form, made plain: no references, no titles, and a variable where text is not allowed anyway."""
     found = model.model_json_schema(mode="validation")
     shared = found.get("$defs", {})
-    fields: dict[str, Schema] = {name: _plain(value, shared) for name, value in found["properties"].items()}
+    outer = {name: value for name, value in found["properties"].items() if not value.get("internal")}
+    fields: dict[str, Schema] = {name: _plain(value, shared) for name, value in outer.items()}
     return {name: _or_variable(value) for name, value in fields.items()}
 
 

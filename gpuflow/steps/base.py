@@ -48,6 +48,8 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
     """What it does, in a sentence, for editors and messages."""
     examples: ClassVar[tuple[Any, ...]] = ()
     """What may stand after the name in YAML: for messages, and for the schema that editors use. The first is the usual one."""
+    takes_more: ClassVar[bool] = False
+    """Whether it takes keys that are no fields of its own."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
 
@@ -94,6 +96,10 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
         # Field by field: iterating over the model would also give what it has cached.
         given = {name: (getattr(self, name), field.default) for name, field in type(self).model_fields.items()}
         return {name: plain(value) for name, (value, default) in given.items() if value != default}
+
+    def to_record_value(self) -> dict[str, Any]:
+        """The same with all that is needed to do it again anywhere: as records keep it, and as recipes see it."""
+        return self.to_yaml_value()
 
 
 class Elementwise(Step, frozen=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
+from gpuflow.steps.apply import Apply
 from gpuflow.steps.base import Step
 from gpuflow.steps.cast import Cast
 from gpuflow.steps.clip import Clip
@@ -22,7 +23,7 @@ from gpuflow.steps.where import Mask, Where
 GROUP = "gpuflow.steps"
 
 STEPS: dict[str, type[Step]] = {
-    step.kind: step for step in (Cast, Clip, FillNan, Map, Mask, Normalize, Standardize, Unpack, Where)
+    step.kind: step for step in (Apply, Cast, Clip, FillNan, Map, Mask, Normalize, Standardize, Unpack, Where)
 }
 """gpuflow's own."""
 
