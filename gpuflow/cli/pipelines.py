@@ -31,6 +31,17 @@ def validate(file: File, settings: Settings = None, as_json: AsJson = False) -> 
         typer.echo(f"{file}: correct: {spec.source.dataset}, {len(spec.steps)} steps, {target}")
 
 
+def schema() -> None:
+    """Print the JSON Schema of pipeline files, for editors.
+
+    gpuflow schema > pipeline.schema.json, and at the top of a file: # yaml-language-server: $schema=pipeline.schema.json"""
+    import json
+
+    from gpuflow.pipelines.schema import pipeline_schema
+
+    typer.echo(json.dumps(pipeline_schema(), indent=2))
+
+
 def plan(
     file: File,
     stack: Stack = False,

@@ -71,7 +71,7 @@ def _slow_codecs(array: ArrayPlan) -> str:
 
 def _compute(array: ArrayPlan, backend: Backend) -> str:
     """How the steps will run, or why not in one pass; nothing to say before the parameters are known."""
-    if not array.steps or array.first_unresolved() is not None or not array.flow.is_elementwise:
+    if not array.steps or array.first_unresolved() is not None or not array.flow.is_chunkwise:
         return ""
     return compile_steps(array.steps, array.specs[0], backend).describe()
 

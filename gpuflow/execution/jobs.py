@@ -15,9 +15,9 @@ from gpuflow.grid import Grid
 from gpuflow.pipelines.fingerprint import recipe
 from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import spec_of
-from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.requests import Reduction, Request, merge
 from gpuflow.reductions.tree import Node, collapse
-from gpuflow.steps.base import ArraySpec, MomentsRequest, Region, Step
+from gpuflow.steps.base import ArraySpec, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.blocks import decode_chunk
 from gpuflow.storage.codecs import ArrayCodec, Block
@@ -157,33 +157,32 @@ class CarryJob:
 
 @dataclass(frozen=True)
 class StatisticsJob:
-    """Moments of each chunk after `steps`, merged on the worker as far as the tree over all chunks allows."""
+    """What is asked of each chunk after `steps`, merged on the worker as far as the tree over all chunks allows."""
 
     records: tuple[DatasetRecord, ...]
     steps: tuple[Step, ...]
-    request: MomentsRequest
+    request: Request
     durable: bool = True
     backend: Backend = "numba"
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
-        Moments.of(compile_for(self.records[0], array, self.steps, self.backend), self.request.keep)
+        self.request.of(compile_for(self.records[0], array, self.steps, self.backend))
 
     def process(self, lane: Lane, chunk: int) -> None:
-        """Moments of one chunk, placed in the kept axes of the whole array."""
+        """The statistics of one chunk, placed in the kept axes of the whole array."""
         _, block, region = load_block(lane, chunk)
         grid, keep = lane.codec.metadata.grid, self.request.keep
         block = apply_steps(lane, self.steps, self.backend, region, block)
         with lane.tally.timed("compute"):
-            moments = Moments.of(block, keep).embed(
-                tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep)
-            )
-        lane.keep(chunk, moments)
+            part = self.request.of(block)
+            part = part.embed(tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
+        lane.keep(chunk, part)
 
-    def result(self, lane: Lane) -> dict[Node, Moments]:
+    def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
         size = lane.codec.metadata.grid.size
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, Moments.merge)
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, merge)
 
 
 @dataclass(frozen=True)
@@ -244,23 +243,23 @@ class GatherJob:
 
 @dataclass(frozen=True)
 class GatherStatisticsJob:
-    """Moments of parts of what `flow` makes of the source, as large as `grid` cuts it; merged on the worker as far as the tree over all
-    parts allows."""
+    """What is asked of parts of what `flow` makes of the source, as large as `grid` cuts it; merged on the worker as far as the tree over
+    all parts allows."""
 
     records: tuple[DatasetRecord, ...]
     flow: Flow
     grid: Grid
-    request: MomentsRequest
+    request: Request
     durable: bool = True
     backend: Backend = "numba"
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
         if self.grid.size:
-            Moments.of(warm_up(self.records[0], self.flow, self.grid.region(0), self.backend), self.request.keep)
+            self.request.of(warm_up(self.records[0], self.flow, self.grid.region(0), self.backend))
 
     def process(self, lane: Lane, chunk: int) -> None:
-        """Moments of one part, placed in the kept axes of the whole."""
+        """Of one part, placed in the kept axes of the whole."""
         specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
             regions = {number: self.grid.region(number) for number in lane.group.chunks}
@@ -269,14 +268,13 @@ class GatherStatisticsJob:
         region, keep = self.grid.region(chunk), self.request.keep
         with lane.tally.timed("compute"):
             block = Evaluation(self.flow, specs, self.backend)(boxes, region, lane.slot.computed.array)
-            moments = Moments.of(block, keep).embed(
-                tuple(self.grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep)
-            )
-        lane.keep(chunk, moments)
+            part = self.request.of(block)
+            part = part.embed(tuple(self.grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
+        lane.keep(chunk, part)
 
-    def result(self, lane: Lane) -> dict[Node, Moments]:
+    def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, Moments.merge)
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, merge)
 
 
 def specs_of(record: DatasetRecord, flow: Flow) -> tuple[ArraySpec, ...]:

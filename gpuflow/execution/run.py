@@ -127,7 +127,8 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
     if there.transforms or there.state == snapshots.ROLLING_BACK:
         reason = "was changed in place since it was made; choose another name, or remove it with `gpuflow remove`"
         raise NameTaken(there.name, reason)
-    return plan, there.keeping(spec.output.policy)
+    there = there.keeping(spec.output.policy)
+    return plan, there if there.origin == record.origin else there.next(origin=record.origin)
 
 
 def plan_all_chunks(found: Survey, plan: Plan) -> list[ChunkPlan]:

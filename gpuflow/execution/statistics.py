@@ -15,7 +15,8 @@ import xxhash
 from gpuflow.backends.select import Backend, select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
-from gpuflow.datasets.catalog import ChunkTable, merge
+from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.datasets.catalog import merge as merge_reports
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import RunFailed
 from gpuflow.execution.jobs import GatherStatisticsJob, StatisticsJob
@@ -26,14 +27,15 @@ from gpuflow.execution.submit import Batch
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
-from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_as_data
+from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_identity
 from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.requests import MomentsRequest, Request, merge
 from gpuflow.reductions.tree import Node, root
-from gpuflow.steps.base import MomentsRequest, Step
+from gpuflow.steps.base import Step
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 
-Missing = tuple[ArrayPlan, int, MomentsRequest, str]
+Missing = tuple[ArrayPlan, int, Request, str]
 """An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
 
 
@@ -47,7 +49,7 @@ def look_up(found: Survey, plan: Plan) -> tuple[Plan, list[Missing]]:
             if key not in plan.source.statistics:
                 missing.append((array, number, request, key))
                 break
-            array = _resolved(plan, array, number, Moments.from_dict(plan.source.statistics[key]))
+            array = _resolved(plan, array, number, request.read(plan.source.statistics[key]))
         arrays.append(array)
     return replace(plan, arrays=tuple(arrays)), missing
 
@@ -62,28 +64,28 @@ def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
         for array, number, request, key in missing:
             if key in computed:
                 continue
-            moments = _of_flow(run, found, plan, array.flow.before(number), request)
-            if moments is None:
+            value = _of_flow(run, found, plan, array.flow.before(number), request)
+            if value is None:
                 return plan
-            computed[key] = moments.to_dict()
+            computed[key] = value.to_dict()
         source = catalog.find(run.connection, plan.source.name)  # as it is now: another run may have kept something too
         source = source.next(statistics={**source.statistics, **computed})
         catalog.publish(run.connection, source)
         plan = replace(plan, source=source)
 
 
-def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: MomentsRequest) -> Moments | None:
-    """Moments of what `flow` makes of the source; None when chunks failed."""
+def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: Request) -> Any:
+    """What is asked of what `flow` makes of the source; None when chunks failed."""
     backend = select_backend(plan.spec.run.backend)
     tables = {path: found.table(plan.source.name, path, plan.source.array(path).grid.size) for path in flow.paths}
-    if flow.is_elementwise:
+    if flow.is_chunkwise:
         path = flow.paths[0]
-        return moments_of(run, path, tables[path], request, flow.steps or (), backend)
+        return reduce_array(run, path, tables[path], request, flow.steps or (), backend)
     array, made_by = virtual_array(plan.source, flow)
     grid = array.target.grid
     if not grid.size:
-        return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
-    nothing = merge({}, grid.size)
+        return request.empty(tuple(grid.shape[axis] for axis in request.keep))
+    nothing = merge_reports({}, grid.size)
     part = plan_chunks(array, made_by, tables, nothing)
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
@@ -102,27 +104,27 @@ def virtual_array(source: DatasetRecord, flow: Flow) -> tuple[ArrayPlan, str]:
     return array, array.made_by(None)
 
 
-def moments_of(
-    run: Run, array: str, table: ChunkTable, request: MomentsRequest, steps: Sequence[Step] = (), backend: Backend = "numba"
-) -> Moments | None:
-    """Moments of one array of the source after `steps`; None when chunks failed."""
+def reduce_array(
+    run: Run, array: str, table: ChunkTable, request: Request, steps: Sequence[Step] = (), backend: Backend = "numba"
+) -> Any:
+    """What is asked of one array of the source after `steps`; None when chunks failed."""
     grid = run.source.array(array).grid
     if not grid.size:
-        return Moments.empty(tuple(grid.shape[axis] for axis in request.keep))
+        return request.empty(tuple(grid.shape[axis] for axis in request.keep))
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
     job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
     return _reduced(run, run.batches(job, array, np.flatnonzero(table.present).tolist(), table), grid.size)
 
 
-def _reduced(run: Run, work: Sequence[Batch], parts: int) -> Moments | None:
+def _reduced(run: Run, work: Sequence[Batch], parts: int) -> Any:
     run.prepare(work)
     result = run.submit("statistics", work)
     run.statistics_chunks += result.tally.done
     run.outcome.tally.by_node.clear()  # it counts chunks of the output
     if run.stopped:
         return None
-    partial: dict[Node, Moments] = {node: moments for value in result.values for node, moments in value.items()}
-    return root(partial, parts, Moments.merge)
+    partial: dict[Node, Any] = {node: part for value in result.values for node, part in value.items()}
+    return root(partial, parts, merge)
 
 
 def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
@@ -135,29 +137,29 @@ def compute_moments(connection: Connection, dataset: str, array: str, keep: tupl
     table = found.table(dataset, array, total)
     check_reading(connection, array, metadata, table)
     run = Run(connection, source)
-    moments = moments_of(run, array, table, MomentsRequest(keep))
+    moments: Moments | None = reduce_array(run, array, table, MomentsRequest(keep))
     if moments is None:
         failures = [failure.to_dict() for failure in run.outcome.tally.failures]
         raise RunFailed({"failures": failures, "chunks": {"failed": len(failures), "total": total}})
     return moments
 
 
-def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: MomentsRequest) -> str:
+def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: Request) -> str:
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
     flow = array.flow.before(number)
     digests = {}
     for path in flow.paths:
         table = found.table(plan.source.name, path, plan.source.array(path).grid.size)
         digests[path] = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
-    if flow.is_elementwise:
-        (path, chunks), steps = next(iter(digests.items())), steps_as_data(flow.steps or ())
-        return fingerprint({"moments": list(request.keep), "steps": steps, "array": path, "of": chunks})
-    return fingerprint({"moments": list(request.keep), "flow": flow.to_data(), "of": digests})
+    if flow.is_chunkwise:
+        (path, chunks), before = next(iter(digests.items())), steps_identity(flow.steps or ())
+        return fingerprint({request.kind: request.key(), **before, "array": path, "of": chunks})
+    return fingerprint({request.kind: request.key(), "flow": flow.to_data(), "of": digests})
 
 
-def _resolved(plan: Plan, array: ArrayPlan, number: int, moments: Moments) -> ArrayPlan:
+def _resolved(plan: Plan, array: ArrayPlan, number: int, statistics: Any) -> ArrayPlan:
     node = array.flow.nodes[number]
     assert isinstance(node, Apply), node
     assert isinstance(node.operation, Step), node
-    step = node.operation.resolve(array.specs[node.of[0]], moments, f"{plan.source.name}/{array.path}")
+    step = node.operation.resolve(array.specs[node.of[0]], statistics, f"{plan.source.name}/{array.path}")
     return replace(array, flow=array.flow.with_step(number, step))

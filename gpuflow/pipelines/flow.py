@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gpuflow.steps.base import ArraySpec, Elementwise, Join, MomentsRequest, Region, Step
+from gpuflow.steps.base import ArraySpec, Join, Region, Request, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,9 @@ class Flow:
         return None if len(self.paths) > 1 else tuple(step for step in steps if isinstance(step, Step))
 
     @property
-    def is_elementwise(self) -> bool:
-        """Whether each value of the result depends on the one value at its place in one array."""
-        return self.steps is not None and all(
-            isinstance(node, Read) or isinstance(node.operation, Elementwise) for node in self.nodes
-        )
+    def is_chunkwise(self) -> bool:
+        """Whether each part of the result is computed from the same part of one array."""
+        return self.steps is not None and all(isinstance(node, Read) or node.operation.chunkwise for node in self.nodes)
 
     def specs(self, sources: Mapping[str, ArraySpec]) -> tuple[ArraySpec, ...]:
         """What comes out of each node. sources: the arrays that are read."""
@@ -119,7 +117,7 @@ class Flow:
                 found.append(node.operation.cut(node.name, [specs[number] for number in node.of], below))
         return found[-1]
 
-    def first_unresolved(self, specs: Sequence[ArraySpec]) -> tuple[int, MomentsRequest] | None:
+    def first_unresolved(self, specs: Sequence[ArraySpec]) -> tuple[int, Request] | None:
         """The first node that waits for statistics of what comes into it, and what it asks for."""
         for number, node in enumerate(self.nodes):
             step = node.operation if isinstance(node, Apply) else None
@@ -159,7 +157,7 @@ class Flow:
         return [
             node.path
             if isinstance(node, Read)
-            else [list(node.of), node.name, node.operation.kind, node.operation.to_yaml_value()]
+            else [list(node.of), node.name, node.operation.kind, node.operation.version, node.operation.to_record_value()]
             for node in self.nodes
         ]
 

@@ -4,6 +4,7 @@ Each step and each section is validated on its own, so that one mistake does not
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
 from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import StepError, describe, nearest
-from gpuflow.steps.registry import STEPS, find
+from gpuflow.steps.registry import find, known
 
 MAX_FILE_NBYTES = 2**20
 _SECTIONS = ("source", "steps", "output", "run")
@@ -30,8 +31,8 @@ def load_pipeline(path: str | FilePath, settings: Sequence[str] = ()) -> Pipelin
 
 
 def load_text(text: str, file: str | None = None, settings: Sequence[str] = ()) -> PipelineSpec:
-    """Read a pipeline from YAML text. file: names the text in errors. settings: see `override`."""
-    return _Builder(override(parse_yaml(text, file), settings), file).build()
+    """Read a pipeline from YAML text, with the environment's variables. file: names the text in errors. settings: see `override`."""
+    return _Builder(override(parse_yaml(text, file, os.environ), settings), file).build()
 
 
 def from_dict(data: Mapping[str, Any]) -> PipelineSpec:
@@ -73,6 +74,7 @@ class _Builder:
 
     def __init__(self, document: Document, file: str | None) -> None:
         self.document, self.file = document, file
+        self.folder = FilePath(file).absolute().parent if file is not None else None
         self.problems = list(document.problems)
 
     def build(self) -> PipelineSpec:
@@ -126,7 +128,7 @@ class _Builder:
             item = {item: None}
         if not isinstance(item, Mapping) or not item:
             what = "an empty mapping" if isinstance(item, Mapping) else describe(item)
-            self._note(f"a step is its name with its parameters, not {what}", path, f"known steps: {', '.join(STEPS)}")
+            self._note(f"a step is its name with its parameters, not {what}", path, f"known steps: {', '.join(known())}")
             return None
         kind, *others = item
         below = (*path, kind)
@@ -151,7 +153,9 @@ class _Builder:
             return value
         if len(step.shorthand) == 1:
             return {step.shorthand[0]: value}
-        if isinstance(value, list | tuple) and len(value) == len(step.shorthand):
+        if isinstance(value, list | tuple) and len(value) == len(step.shorthand) > 0:
+            places = self.document.values
+            places.update({(*path, name): places[*path, i] for i, name in enumerate(step.shorthand) if (*path, i) in places})
             return dict(zip(step.shorthand, value, strict=True))
         self._note(
             f"must be [{', '.join(step.shorthand)}] or a mapping, not {_length(value)}", path, f"as in `{step.kind}: [0, 1]`"
@@ -160,7 +164,7 @@ class _Builder:
 
     def _validate(self, model: type[Model], value: Mapping[str, Any], path: Path) -> Model | None:
         try:
-            return model.model_validate(dict(value))
+            return model.model_validate(dict(value), context={"folder": self.folder})
         except ValidationError as error:
             for detail in error.errors(include_url=False):
                 self._explain(model, detail, path)
@@ -172,7 +176,7 @@ class _Builder:
         cause = detail.get("ctx", {}).get("error")
         if isinstance(cause, ConfigError):
             for problem in cause.problems:
-                self._note(problem.message, (*where, problem.path), problem.hint)
+                self._note(problem.message, (*where, *filter(None, [problem.path])), problem.hint)
         elif isinstance(cause, StepError):
             self._note(cause.message, where, cause.hint)
         elif isinstance(cause, Exception):
@@ -188,6 +192,8 @@ class _Builder:
 
     def _note(self, message: str, path: Path, hint: str = "", *, key: bool = False) -> None:
         line, column = self.document.place(path, key=key)
+        if (line, column) in self.document.unset:
+            return  # that it stands for nothing has been said
         self.problems.append(Problem(message, format_path(path), line, column, hint))
 
     def _error(self) -> ConfigError:

@@ -133,7 +133,7 @@ def _evaluated_nbytes(array: ArrayPlan) -> int:
         return 0
     elements = prod(array.target.grid.chunks)
     widest = max(spec.dtype.itemsize for spec in array.specs)
-    if array.flow.is_elementwise and (array.first_unresolved() is not None or compile_steps(steps, array.specs[0]).fused):
+    if array.flow.is_chunkwise and (array.first_unresolved() is not None or compile_steps(steps, array.specs[0]).fused):
         return elements * widest
     pulled = max(_pulled_nbytes(array), elements * widest)
     return 3 * pulled * max(widest, 8) // widest

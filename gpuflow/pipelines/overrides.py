@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gpuflow.errors import ConfigError, Problem
@@ -26,7 +27,7 @@ def override(document: Document, settings: Sequence[str]) -> Document:
         path, value = _parse(setting)
         data = _put(data, path, value, (), setting)
         values, keys = ({p: place for p, place in places.items() if p[: len(path)] != path} for places in (values, keys))
-    return Document(data, values, keys, document.problems)
+    return replace(document, data=data, values=values, keys=keys)
 
 
 def _parse(setting: str) -> tuple[Path, Any]:

@@ -6,7 +6,7 @@ Every call returns a new pipeline. What is written is checked when `spec` is ask
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from gpuflow.pipelines.load import from_dict, load_pipeline
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.yaml_text import dump_yaml
+from gpuflow.steps.user_code import address_of
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,20 @@ class Pipeline:
         mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
         return self._then("standardize", per=per, mean=mean, std=std)
 
-    def normalize(self, per: Any = None, *, range: Sequence[float] | None = None, min: Any = None, max: Any = None) -> Pipeline:
+    def normalize(
+        self,
+        per: Any = None,
+        *,
+        range: Sequence[float] | None = None,
+        quantiles: Sequence[float] | None = None,
+        min: Any = None,
+        max: Any = None,
+    ) -> Pipeline:
         """Stretch the values from the smallest to the largest over `range`, 0 to 1 when left out. per: dimensions that keep their own.
 
-        min, max: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
-        return self._then("normalize", per=per, range=range, min=min, max=max)
+        quantiles: two shares whose values take the place of the smallest and the largest. min, max: numbers, or nested lists over the
+        dimensions in `per`; from the data when left out."""
+        return self._then("normalize", per=per, range=range, quantiles=quantiles, min=min, max=max)
 
     def unpack(
         self, scale_factor: float | None = None, add_offset: float | None = None, *, missing: float | None = None
@@ -56,9 +66,29 @@ class Pipeline:
         """An elementwise expression of `x`, such as `"log1p(x) / 2"`."""
         return self._then("map", expression=expression)
 
-    def cast(self, dtype: Any) -> Pipeline:
-        """Convert to a dtype, by name or as NumPy gives it."""
-        return self._then("cast", dtype=dtype)
+    def apply(self, function: str | Callable[..., Any], *, returns: Any = None, **parameters: Any) -> Pipeline:
+        """A function of your own on each chunk: `(xp, block, **parameters)`, or `(torch, block, **parameters)`.
+
+        function: the function, or its address `module:name`. returns: the dtype that comes out, where it cannot be asked.
+        ConfigError for a function that has no address, such as a lambda."""
+        address = function if isinstance(function, str) else address_of(function)
+        return self._then("apply", function=address, returns=returns, **parameters)
+
+    def where(self, condition: str, other: float | None = None) -> Pipeline:
+        """Keep the values for which `condition`, an expression of `x`, holds; put `other`, or NaN, in place of all others."""
+        return self._then("where", condition=condition, other=other)
+
+    def mask(self, condition: str, other: float | None = None) -> Pipeline:
+        """Put `other`, or NaN, in place of the values for which `condition`, an expression of `x`, holds."""
+        return self._then("mask", condition=condition, other=other)
+
+    def cast(self, dtype: Any, *, strict: bool | None = None) -> Pipeline:
+        """Convert to a dtype, by name or as NumPy gives it. strict: a value that does not fit is an error."""
+        return self._then("cast", dtype=dtype, strict=strict)
+
+    def step(self, kind: str, **parameters: Any) -> Pipeline:
+        """Any step by its name in YAML, such as one of an installed distribution."""
+        return self._then(kind, **parameters)
 
     def to(
         self,
@@ -92,8 +122,9 @@ class Pipeline:
     def from_spec(cls, spec: PipelineSpec) -> Pipeline:
         """The pipeline that has this spec."""
         data = spec.to_dict()
+        steps = tuple({step.kind: step.to_record_value()} for step in spec.steps)
         output = data["output"] if isinstance(data["output"], dict) else {"dataset": data["output"]}
-        return cls(spec.source.dataset, spec.source.arrays, tuple(data["steps"]), output, data.get("run"))
+        return cls(spec.source.dataset, spec.source.arrays, steps, output, data.get("run"))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:

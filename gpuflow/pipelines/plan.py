@@ -23,8 +23,8 @@ from gpuflow.pipelines.pulls import Homes, inputs_digest, pulls_of
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
 from gpuflow.pipelines.stored import cut
 from gpuflow.pipelines.table import Tables
-from gpuflow.steps.base import ArraySpec, Elementwise, MomentsRequest, Step
-from gpuflow.steps.registry import STEPS
+from gpuflow.steps.base import ArraySpec, Operation, Request, Step
+from gpuflow.steps.registry import find
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 
@@ -62,7 +62,7 @@ class ArrayPlan:
     @property
     def gathered(self) -> bool:
         """Whether a chunk is computed from others than the one chunk at its place."""
-        return not self.flow.is_elementwise or self.source.grid != self.target.grid
+        return not self.flow.is_chunkwise or self.source.grid != self.target.grid
 
     def made_by(self, level: int | None) -> str:
         """Fingerprint of what makes this array's chunks. level: number of in-place pipelines applied before; None for a new dataset, to
@@ -70,14 +70,14 @@ class ArrayPlan:
         codecs = [self.target.document["data_type"], self.target.document["codecs"], list(self.target.grid.chunks)]
         if self.gathered:
             return fingerprint({"flow": self.flow.to_data(), "stored": codecs})
-        return fingerprint({"steps": steps_as_data(self.steps), "stored": codecs, "level": level})
+        return fingerprint({**steps_identity(self.steps), "stored": codecs, "level": level})
 
     @cached_property
     def specs(self) -> tuple[ArraySpec, ...]:
         """What comes out of each node of the flow."""
         return self.flow.specs({path: spec_of(self.sources[path]) for path in self.flow.paths})
 
-    def first_unresolved(self) -> tuple[int, MomentsRequest] | None:
+    def first_unresolved(self) -> tuple[int, Request] | None:
         """The first node of the flow whose step waits for statistics, and what it asks for."""
         return None if len(self.flow.nodes) == 1 else self.flow.first_unresolved(self.specs)
 
@@ -110,6 +110,7 @@ class Plan:
         """The record of the new dataset, at version 1."""
         origin: dict[str, Any] = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
         origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name != "run"}
+        origin["pipeline"]["steps"] = steps_as_data(self.spec.steps)
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
         arrays = {array.path: array.target.document for array in self.arrays}
@@ -125,9 +126,15 @@ def spec_of(metadata: ArrayMetadata) -> ArraySpec:
     return ArraySpec(metadata.shape, metadata.dtype, metadata.dims)
 
 
-def steps_as_data(steps: Sequence[Step]) -> list[dict[str, Any]]:
-    """Steps as plain data, as they stand in the YAML."""
-    return [{step.kind: step.to_yaml_value()} for step in steps]
+def steps_as_data(steps: Sequence[Operation]) -> list[dict[str, Any]]:
+    """Steps as plain data, as records keep them."""
+    return [{step.kind: step.to_record_value()} for step in steps]
+
+
+def steps_identity(steps: Sequence[Operation]) -> dict[str, Any]:
+    """What decides whether steps compute the same."""
+    versions = [step.version for step in steps]
+    return {"steps": steps_as_data(steps)} | ({"versions": versions} if any(version > 1 for version in versions) else {})
 
 
 def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False, compressor: Choice | None = None) -> Plan:
@@ -146,7 +153,9 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
         found = {array.path: array for array in arrays} | {path: carried[path] for path in others if path not in left_out}
         arrays = [found.pop(path) for path in source.metadata if path in found] + list(found.values())
     output = spec.output.model_copy(update={"snapshot": None, "replicas": ReplicasSpec()})  # whatever they are, it is the same
-    declared = fingerprint([spec.to_dict()["steps"], sorted(selected), output.to_value()])
+    # An edited function makes chunks of its dataset again; in place it would be applied on top of what it was.
+    written = steps_as_data(spec.steps) if spec.output.in_place else spec.to_dict()["steps"]
+    declared = fingerprint([written, sorted(selected), output.to_value()])
     plan = Plan(spec, source, tuple(arrays), declared, compressor=choice, left_out=left_out)
     return _stacked(plan, stack) if spec.output.in_place else plan
 
@@ -219,7 +228,7 @@ def _check_in_place(path: str, flow: Flow, specs: Sequence[ArraySpec]) -> None:
     """ConfigError unless each chunk is computed from itself, and stays of its shape and dtype."""
     before, after = specs[0], specs[-1]
     for node in flow.nodes:
-        if isinstance(node, Apply) and not isinstance(node.operation, Elementwise):
+        if isinstance(node, Apply) and not node.operation.chunkwise:
             reason = f"array {path!r}: {node.operation.kind} needs more than the chunk itself, so it cannot be done in place"
             raise ConfigError([Problem(reason, "output.in_place", hint="write to a new dataset")])
     if after != before:
@@ -257,7 +266,7 @@ def _stacked(plan: Plan, stack: bool) -> Plan:
 
 def steps_from(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """The inverse of `steps_as_data`."""
-    steps = [STEPS[kind].model_validate(values, strict=False) for step in data for kind, values in step.items()]
+    steps = [find(kind).model_validate(values, strict=False) for step in data for kind, values in step.items()]
     return tuple(step for step in steps if isinstance(step, Step))
 
 

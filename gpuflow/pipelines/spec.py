@@ -86,16 +86,28 @@ class _Section(BaseModel, frozen=True, extra="forbid", strict=True):
 DatasetName = Annotated[str, AfterValidator(check_dataset_name)]
 Cut = Literal["auto", "whole"] | tuple[int, ...] | Mapping[str, int]
 """Sizes along all dimensions, or along those that are named, the others being whole; -1 is whole too."""
-Chunks = Annotated[Cut, PlainValidator(_check_chunks)]
-Shards = Annotated[Literal["auto"] | tuple[int, ...] | Mapping[str, int], PlainValidator(_check_shards)]
-Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_check_patterns)]
+Chunks = Annotated[
+    Cut, PlainValidator(_check_chunks, json_schema_input_type=Literal["auto", "whole"] | list[int] | dict[str, int])
+]
+Shards = Annotated[
+    Literal["auto"] | tuple[int, ...] | Mapping[str, int],
+    PlainValidator(_check_shards, json_schema_input_type=Literal["auto"] | list[int] | dict[str, int]),
+]
+Patterns = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_tuple, json_schema_input_type=str | list[str]),
+    AfterValidator(_check_patterns),
+]
 
 
 class SourceSpec(_Section, frozen=True):
     """`arrays`: names or fnmatch patterns of the arrays to process; None for all."""
 
-    dataset: DatasetName
-    arrays: Patterns | None = None
+    dataset: Annotated[DatasetName, Field(description="The name it was given when it was ingested or made.")]
+    arrays: Annotated[
+        Patterns | None,
+        Field(description="Names or patterns such as t* of the arrays to process; all of two or more dimensions when left out."),
+    ] = None
 
     def selects(self, array: str) -> bool:
         """Whether the array called `array` is to be processed."""
@@ -109,8 +121,8 @@ class ReplicasSpec(_Section, frozen=True):
     """`min`: on so many nodes each chunk lies when a run ends. `max`: nodes to which a chunk is shipped keep it until so many have it; not
     below `min`."""
 
-    min: Annotated[int, Field(ge=1)] = 1
-    max: Annotated[int, Field(ge=1)] = 1
+    min: Annotated[int, Field(ge=1, description="On how many nodes each chunk lies when a run ends.")] = 1
+    max: Annotated[int, Field(ge=1, description="Nodes to which a chunk is shipped keep it until so many have it.")] = 1
 
     def policy(self) -> dict[str, int]:
         """As the dataset's record has it."""
@@ -126,13 +138,28 @@ class OutputSpec(_Section, frozen=True):
     `replicas`: how many nodes are to hold a chunk of the new dataset, and how many may.
     `snapshot`: tag of a snapshot that is taken before anything is changed in place."""
 
-    dataset: DatasetName | None = None
-    in_place: bool = False
-    compressor: Compressor = "zstd"
-    chunks: Chunks = "auto"
-    shards: Shards = "auto"
-    replicas: ReplicasSpec = ReplicasSpec()
-    snapshot: Annotated[str, AfterValidator(_check_tag)] | None = None
+    dataset: Annotated[DatasetName | None, Field(description="The name of a new dataset, laid beside the source's chunks.")] = (
+        None
+    )
+    in_place: Annotated[bool, Field(description="Whether the source itself is changed.")] = False
+    compressor: Annotated[Compressor, Field(description="auto: the one that finishes soonest, by what the nodes measured.")] = (
+        "zstd"
+    )
+    chunks: Annotated[
+        Chunks,
+        Field(
+            description="Shape of the inner chunks that a stored object is cut into: auto for one sample each, or 64 to 256 KiB."
+        ),
+    ] = "auto"
+    shards: Annotated[
+        Shards,
+        Field(description="Shape of the stored objects: auto for that of the source's, or by dimension as in {time: 1}."),
+    ] = "auto"
+    replicas: Annotated[ReplicasSpec, Field(description="On how many nodes each chunk lies.")] = ReplicasSpec()
+    snapshot: Annotated[
+        Annotated[str, AfterValidator(_check_tag)] | None,
+        Field(description="In place: the tag of a snapshot that is taken before anything changes."),
+    ] = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> OutputSpec:
@@ -173,10 +200,15 @@ class RunSpec(_Section, frozen=True):
     commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest.
     `backend`: what compiles steps that are expressions; auto is numba on the CPU."""
 
-    device: Annotated[str, AfterValidator(_check_device)] = "auto"
-    workers: Annotated[int, Field(ge=1)] | None = None
-    durability: Literal["durable", "atomic"] = "durable"
-    backend: Literal["auto", "numba", "torch"] = "auto"
+    device: Annotated[str, AfterValidator(_check_device), Field(description="auto, cpu, cuda or cuda:N.")] = "auto"
+    workers: Annotated[
+        Annotated[int, Field(ge=1)] | None, Field(description="Worker processes on each node of an embedded cluster.")
+    ] = None
+    durability: Annotated[
+        Literal["durable", "atomic"],
+        Field(description="durable: commits survive a power loss; atomic: the death of processes, and digests find the rest."),
+    ] = "durable"
+    backend: Annotated[Literal["auto", "numba", "torch"], Field(description="What compiles expressions.")] = "auto"
 
     def to_value(self) -> dict[str, Any]:
         return {name: value for name, value in self if value != type(self).model_fields[name].default}

@@ -1,15 +1,16 @@
 """YAML text to plain data that remembers where everything stands.
 
 YAML 1.2 core schema, and less: no tags, one document, text keys. Works on the event stream and counts as it goes, so that an
-alias bomb or deep nesting is refused before it costs anything. All that is wrong comes out with line and column."""
+alias bomb or deep nesting is refused before it costs anything. All that is wrong comes out with line and column. Variables are put in
+after parsing, so that what they hold is never taken for YAML of its own."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -25,6 +26,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.events import CollectionEndEvent as EndEvent
 
 from gpuflow.errors import ConfigError, Problem
+from gpuflow.pipelines.variables import VariableError, escape, substitute
 
 Place = tuple[int, int]
 """Line and column, both from 1."""
@@ -66,6 +68,8 @@ class Document:
     values: dict[Path, Place] = field(default_factory=dict)
     keys: dict[Path, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    unset: set[Place] = field(default_factory=set)
+    """Places of values whose variables are not set; it is among the problems."""
 
     def place(self, path: Path, *, key: bool = False) -> tuple[int | None, int | None]:
         """Where `path` stands; the nearest thing around it when it is not there itself; Nones without text."""
@@ -80,6 +84,7 @@ class Document:
 class _Node:
     place: Place
     value: Any = None
+    unset: VariableError | None = None
     children: list[_Node] | None = None
     is_mapping: bool = False
     is_open: bool = False
@@ -88,8 +93,10 @@ class _Node:
     height: int = 1
 
 
-def parse_yaml(text: str, file: str | None = None) -> Document:
-    """The one document in `text`. ConfigError when it is not YAML; slips inside good YAML are the document's `problems`."""
+def parse_yaml(text: str, file: str | None = None, variables: Mapping[str, str] | None = None) -> Document:
+    """The one document in `text`. ConfigError when it is not YAML; slips inside good YAML are the document's `problems`.
+
+    variables: what `${NAME}` stands for, also as a number when it is not in quotes; None leaves it as it is written."""
     control = _CONTROL.search(text)
     if control:
         line, column = text.count("\n", 0, control.start()) + 1, control.start() - text.rfind("\n", 0, control.start())
@@ -97,22 +104,24 @@ def parse_yaml(text: str, file: str | None = None) -> Document:
             f"the character U+{ord(control[0]):04X} is not text", line=line, column=column, hint="save it as UTF-8 text"
         )
         raise ConfigError([problem], file)
-    root = _compose(text, file)
+    root = _compose(text, file, variables)
     if root is None or (root.children is None and root.value is None):
         hint = "write source, steps and output"
         raise ConfigError([Problem("the file is empty", hint=hint)], file)
     document = Document(None)
-    return Document(_convert(root, (), document), document.values, document.keys, document.problems)
+    return replace(document, data=_convert(root, (), document))
 
 
-def _compose(text: str, file: str | None) -> _Node | None:
+def _compose(text: str, file: str | None, variables: Mapping[str, str] | None) -> _Node | None:
     try:
-        return _Composer(file).compose(YAML(typ="safe", pure=True).parse(text))
+        return _Composer(file, variables).compose(YAML(typ="safe", pure=True).parse(text))
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         found = str(error.problem or error.context or "it cannot be read")
         words = next(((message, hint) for part, message, hint in _PLAIN_WORDS if part in found), (found, ""))
         line, column = (mark.line + 1, mark.column + 1) if mark is not None else (None, None)
+        if line is not None and "${" in "".join(text.split("\n")[line - 1 : line]):
+            words = words[0], 'inside [ ] and { }, put "${...}" in quotes'
         raise ConfigError([Problem(f"not valid YAML: {words[0]}", "", line, column, words[1])], file) from None
     except ConfigError:
         raise
@@ -124,8 +133,8 @@ def _compose(text: str, file: str | None) -> _Node | None:
 class _Composer:
     """Builds the tree from events, iteratively."""
 
-    def __init__(self, file: str | None) -> None:
-        self.file = file
+    def __init__(self, file: str | None, variables: Mapping[str, str] | None) -> None:
+        self.file, self.variables = file, variables
         self.stack: list[_Node] = []
         self.anchors: dict[str, _Node] = {}
         self.root: _Node | None = None
@@ -162,8 +171,16 @@ class _Composer:
             self.stack.append(node)
             return
         if isinstance(event, ScalarEvent):
-            node.value = event.value if event.style else _plain_scalar(event.value)
+            self._scalar(node, event.value, plain=not event.style)
         self._attach(node)
+
+    def _scalar(self, node: _Node, text: str, *, plain: bool) -> None:
+        try:
+            node.value = text if self.variables is None else substitute(text, self.variables)
+        except VariableError as error:
+            node.value, node.unset = text, error
+        if plain:
+            node.value = _plain_scalar(node.value)
 
     def _alias(self, event: Any, place: Place) -> _Node:
         target = self.anchors.get(event.anchor)
@@ -173,9 +190,7 @@ class _Composer:
             )
         if target.is_open:
             raise self._error(f"the alias *{event.anchor} stands inside its own anchor", place, "write the value out")
-        return _Node(
-            place, target.value, target.children, target.is_mapping, tag=target.tag, size=target.size, height=target.height
-        )
+        return replace(target, place=place)
 
     def _attach(self, node: _Node) -> None:
         if not self.stack:
@@ -204,6 +219,9 @@ def _convert(node: _Node, path: Path, document: Document) -> Any:
     document.values[path] = node.place
     if node.tag is not None:
         _note(document, f"the tag `{str(node.tag)[:60]}` is not allowed", path, node.place, "write plain values, without !")
+    if node.unset is not None:
+        document.unset.add(node.place)
+        _note(document, node.unset.message, path, node.place, node.unset.hint)
     if node.children is None:
         return node.value
     if not node.is_mapping:
@@ -243,7 +261,8 @@ def format_path(path: Path) -> str:
 
 
 def dump_yaml(data: Any) -> str:
-    """Plain data as YAML text, in the order it has."""
+    """Plain data as YAML text, in the order it has, such that `parse_yaml` with whatever variables gives it back."""
+    data = _escaped(data)
     writer = YAML(typ="safe", pure=True)
     writer.default_flow_style = False
     # The writer takes U+0085 and its like for line breaks; then all that is not ASCII is escaped.
@@ -254,3 +273,11 @@ def dump_yaml(data: Any) -> str:
     stream = io.StringIO()
     writer.dump(data, stream)
     return stream.getvalue()
+
+
+def _escaped(data: Any) -> Any:
+    if isinstance(data, str):
+        return escape(data)
+    if isinstance(data, Mapping):
+        return {key: _escaped(value) for key, value in data.items()}
+    return [_escaped(item) for item in data] if isinstance(data, list | tuple) else data

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from gpuflow.backends.expression_tree import Node
-from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.requests import MomentsRequest, Request
 from gpuflow.steps.parameters import StepError, plain
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Namespace",
     "Operation",
     "Region",
+    "Request",
     "Step",
     "StepError",
     "quiet",
@@ -48,13 +49,6 @@ class ArraySpec:
     dims: tuple[str | None, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class MomentsRequest:
-    """Moments of the whole array, each index of the axes in `keep` (ascending) on its own."""
-
-    keep: tuple[int, ...]
-
-
 class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
     """What may stand in the list of steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML."""
 
@@ -62,6 +56,16 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
     """Its name in YAML."""
     shorthand: ClassVar[tuple[str, ...]]
     """The fields that a bare value fills: one field takes the value whole, several take a list of that length."""
+    chunkwise: ClassVar[bool] = False
+    """Whether each part of what comes out is computed from the same part of what goes in, so that it can be done in place."""
+    about: ClassVar[str] = ""
+    """What it does, in a sentence, for editors and messages."""
+    examples: ClassVar[tuple[Any, ...]] = ()
+    """What may stand after the name in YAML: for messages, and for the schema that editors use. The first is the usual one."""
+    takes_more: ClassVar[bool] = False
+    """Whether it takes keys that are no fields of its own."""
+    version: ClassVar[int] = 1
+    """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
 
     def to_yaml_value(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, as plain data."""
@@ -69,16 +73,20 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
         given = {name: (getattr(self, name), field.default) for name, field in type(self).model_fields.items()}
         return {name: plain(value) for name, (value, default) in given.items() if value != default}
 
+    def to_record_value(self) -> dict[str, Any]:
+        """The same with all that is needed to do it again anywhere: as records keep it, and as recipes see it."""
+        return self.to_yaml_value()
+
 
 class Step(Operation, frozen=True):
-    """What is done to each array. The planner calls `check`, then either `resolve` (when `needs` asks for moments) or `bind`; workers
+    """What is done to each array. The planner calls `check`, then either `resolve` (when `needs` asks for statistics) or `bind`; workers
     call `compute`."""
 
     @abstractmethod
     def check(self, array: ArraySpec) -> ArraySpec:
         """What comes out when `array` goes in. StepError when the step cannot be applied to it."""
 
-    def needs(self, array: ArraySpec) -> MomentsRequest | None:
+    def needs(self, array: ArraySpec) -> Request | None:
         """What has to be known about the whole of `array` before `compute`; None when nothing is, or all of it is."""
         return None
 
@@ -86,8 +94,8 @@ class Step(Operation, frozen=True):
         """The same step with names of dimensions turned into axis numbers of `array`."""
         return self
 
-    def resolve(self, array: ArraySpec, moments: Moments, where: str) -> Step:
-        """The same step, bound, with its parameters filled in from the moments it needs. where: names the array in errors.
+    def resolve(self, array: ArraySpec, statistics: Any, where: str) -> Step:
+        """The same step, bound, with its parameters filled in from what it asked for. where: names the array in errors.
 
         StatisticsError when they are unusable."""
         return self.bind(array)
@@ -115,6 +123,8 @@ class Step(Operation, frozen=True):
 
 class Elementwise(Step, frozen=True):
     """A step whose result at one place depends on the value at that place alone."""
+
+    chunkwise: ClassVar[bool] = True
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return region

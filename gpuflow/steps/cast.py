@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.backends import expression_tree as tree
 from gpuflow.backends.program import bounds
@@ -38,16 +38,22 @@ def _dtype_name(value: Any) -> str:
     return value
 
 
+DTypeName = Annotated[str, PlainValidator(_dtype_name, json_schema_input_type=Literal[DTYPES])]
+"""The name of a dtype that a dataset can store."""
+
+
 class Cast(Elementwise, frozen=True):
     """`dtype`: a NumPy dtype by name. NaN and values out of range become what the device makes of them in an integer.
 
     `strict`: they are a StepError then, as is a number that becomes infinite in a smaller float. Fractions are cut off as ever."""
 
     kind: ClassVar[str] = "cast"
+    about: ClassVar[str] = "Convert to another dtype, without scaling."
     shorthand: ClassVar[tuple[str, ...]] = ("dtype",)
+    examples: ClassVar[tuple[Any, ...]] = ("float16", {"dtype": "uint8", "strict": True})
 
-    dtype: Annotated[str, PlainValidator(_dtype_name)]
-    strict: bool = False
+    dtype: Annotated[DTypeName, Field(description="The dtype that comes out, by NumPy's name for it.")]
+    strict: Annotated[bool, Field(description="Whether a value that does not fit is an error.")] = False
 
     def check(self, array: ArraySpec) -> ArraySpec:
         target = np.dtype(self.dtype)

@@ -13,13 +13,12 @@ from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from gpuflow.backends import expression_tree as tree
 from gpuflow.errors import StatisticsError
-from gpuflow.reductions.moments import Moments
 from gpuflow.steps.axes import axis_of
-from gpuflow.steps.base import Array, ArraySpec, Elementwise, MomentsRequest, Namespace, Region, StepError, quiet
+from gpuflow.steps.base import Array, ArraySpec, Elementwise, MomentsRequest, Namespace, Region, Request, StepError, quiet
 from gpuflow.steps.parameters import describe, numbers
 
 _NARROW = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
@@ -50,6 +49,10 @@ def given_numbers(value: Any) -> Any:
     return None if value is None else numbers(value)
 
 
+GIVEN = int | float | list[Any] | None
+"""What `given_numbers` takes, for the schema."""
+
+
 class _Derived(dict[str, NDArray[np.float64]]):
     """What follows from a step's fields, and so says nothing about whether two steps are equal: pydantic compares it too."""
 
@@ -67,16 +70,24 @@ class ChannelStep(Elementwise, frozen=True):
 
     shorthand: ClassVar[tuple[str, ...]] = ("per",)
     parameters: ClassVar[tuple[str, str]]
+    how: ClassVar[tuple[str, ...]] = ()
+    """Fields that say how the parameters are taken from the data, and say nothing more once they are known."""
 
-    per: Annotated[Any, PlainValidator(_per)] = None
+    per: Annotated[
+        Any,
+        PlainValidator(_per, json_schema_input_type=str | int | list[str | int] | None),
+        Field(
+            description="Dimensions whose indices each have their own: names, or axis numbers; none for one of the whole array."
+        ),
+    ] = None
 
     @abstractmethod
     def operands(self, values: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Shift and scale, from the values of the two parameters."""
 
     @abstractmethod
-    def measured(self, moments: Moments) -> dict[str, NDArray[np.float64]]:
-        """The two parameters, as the data has them."""
+    def measured(self, statistics: Any) -> dict[str, NDArray[np.float64]]:
+        """The two parameters, as the data has them. statistics: what `needs` asked for: count, minimum and maximum are there."""
 
     @abstractmethod
     def unusable(self, low: float, high: float, values: Mapping[str, float]) -> str:
@@ -105,28 +116,28 @@ class ChannelStep(Elementwise, frozen=True):
                     raise StepError(message, "put cast: float64 before it")
         return replace(array, dtype=dtype)
 
-    def needs(self, array: ArraySpec) -> MomentsRequest | None:
+    def needs(self, array: ArraySpec) -> Request | None:
         return None if self.arrays else MomentsRequest(self._axes(array.dims))
 
     def bind(self, array: ArraySpec) -> Self:
         return self.model_copy(update={"per": _per(self._axes(array.dims))})
 
-    def resolve(self, array: ArraySpec, moments: Moments, where: str) -> Self:
+    def resolve(self, array: ArraySpec, statistics: Any, where: str) -> Self:
         axes = self._axes(array.dims)
-        values = self.measured(moments)
+        values = self.measured(statistics)
         shift, scale = self._usable(values, float_dtype(array.dtype))
-        usable = shift & scale & (moments.count > 0)
+        usable = shift & scale & (statistics.count > 0)
         if not usable.all():
             index = tuple(int(position) for position in np.argwhere(~usable)[0])
             names = [f"{array.dims[axis] or f'axis {axis}'} {position}" for axis, position in zip(axes, index, strict=True)]
-            reason = f"cannot {self.kind} {', '.join(names) or 'the array'}: {self._reason(moments, values, index)}"
+            reason = f"cannot {self.kind} {', '.join(names) or 'the array'}: {self._reason(statistics, values, index)}"
             others = int((~usable).sum()) - 1
             reason += f" ({others} more like it)" if others else ""
             one, other = self.parameters
             hint = f"leave it out, {self.kind} over more of the array, or give {one} and {other} in the step"
             raise StatisticsError(where, reason, hint)
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        fields |= {"per": _per(axes)} | {name: numbers(value) for name, value in values.items()}
+        fields |= dict.fromkeys(self.how) | {"per": _per(axes)} | {name: numbers(value) for name, value in values.items()}
         return type(self)(**fields)
 
     def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
@@ -182,10 +193,10 @@ class ChannelStep(Elementwise, frozen=True):
             wanted = f"one entry per index of per, shape {kept}" if kept else "a single number, or name the dimension in `per`"
             raise StepError(f"{self.kind}: `{name}` has shape {values.shape}", f"give {wanted}")
 
-    def _reason(self, moments: Moments, values: Arrays, index: tuple[int, ...]) -> str:
-        if not moments.count[index]:
+    def _reason(self, statistics: Any, values: Arrays, index: tuple[int, ...]) -> str:
+        if not statistics.count[index]:
             return "it has no values (all are NaN, or it is empty)"
-        low, high = float(moments.minimum[index]), float(moments.maximum[index])
+        low, high = float(statistics.minimum[index]), float(statistics.maximum[index])
         if not np.isfinite([low, high]).all():
             return "it holds infinite values"
         return self.unusable(low, high, {name: float(value[index]) for name, value in values.items()})

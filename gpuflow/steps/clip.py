@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from gpuflow.backends.expression_tree import Call, Constant, Node, Variable
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
 from gpuflow.steps.parameters import number
 
-Bound = Annotated[int | float | None, PlainValidator(lambda value: None if value is None else number(value))]
+Bound = Annotated[
+    int | float | None,
+    PlainValidator(lambda value: None if value is None else number(value), json_schema_input_type=int | float | None),
+]
 
 
 class Clip(Elementwise, frozen=True):
@@ -20,10 +23,12 @@ class Clip(Elementwise, frozen=True):
     A bound beyond the range of the dtype is the end of that range."""
 
     kind: ClassVar[str] = "clip"
+    about: ClassVar[str] = "Limit values to a range; NaN stays NaN."
     shorthand: ClassVar[tuple[str, ...]] = ("min", "max")
+    examples: ClassVar[tuple[Any, ...]] = ([-3, 3], {"min": 0})
 
-    min: Bound = None
-    max: Bound = None
+    min: Annotated[Bound, Field(description="Smaller values become this; no limit when left out.")] = None
+    max: Annotated[Bound, Field(description="Greater values become this; no limit when left out.")] = None
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Clip:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
@@ -27,9 +27,17 @@ class Crop(Step, frozen=True):
     are negative, open where they are null. Same dtype out."""
 
     kind: ClassVar[str] = "crop"
+    about: ClassVar[str] = "Keep a part of some dimensions: a length from the middle, or [start, stop]."
+    examples: ClassVar[tuple[Any, ...]] = ({"to": {"y": 224, "x": 224}}, {"to": {"time": [0, 365]}})
     shorthand: ClassVar[tuple[str, ...]] = ("to",)
 
-    to: Annotated[ByAxis, PlainValidator(by_axis(_part, "crop: {to: {y: [0, 256], x: 224}}"))]
+    to: Annotated[
+        ByAxis,
+        PlainValidator(
+            by_axis(_part, "crop: {to: {y: [0, 256], x: 224}}"), json_schema_input_type=dict[str, int | list[int | None]]
+        ),
+        Field(description="What is kept, by dimension: a length from the middle, or [start, stop]."),
+    ]
 
     def check(self, array: ArraySpec) -> ArraySpec:
         shape = list(array.shape)

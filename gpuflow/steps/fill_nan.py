@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.backends.expression_tree import Call, Constant, Node, Variable
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
@@ -16,9 +16,15 @@ class FillNan(Elementwise, frozen=True):
     """`value`: a finite number that the array's dtype can hold. The dtype stays."""
 
     kind: ClassVar[str] = "fill_nan"
+    about: ClassVar[str] = "Put a number in place of NaN."
     shorthand: ClassVar[tuple[str, ...]] = ("value",)
+    examples: ClassVar[tuple[Any, ...]] = (0, -1)
 
-    value: Annotated[int | float, PlainValidator(number)]
+    value: Annotated[
+        int | float,
+        PlainValidator(number, json_schema_input_type=int | float),
+        Field(description="What stands in place of NaN."),
+    ]
 
     def check(self, array: ArraySpec) -> ArraySpec:
         if array.dtype.kind != "f":

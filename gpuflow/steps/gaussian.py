@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, StepError
@@ -28,10 +28,20 @@ class Gaussian(Neighbours, frozen=True):
     Out: float32 for narrow dtypes, else float64; summed in float64."""
 
     kind: ClassVar[str] = "gaussian"
+    about: ClassVar[str] = "Gaussian blur, across the borders of chunks."
+    examples: ClassVar[tuple[Any, ...]] = ({"sigma": {"y": 2, "x": 2}}, {"sigma": {"time": 1.5}, "mode": "nearest"})
     shorthand: ClassVar[tuple[str, ...]] = ("sigma",)
 
-    sigma: Annotated[ByAxis, PlainValidator(by_axis(_sigma, "gaussian: {sigma: {y: 2, x: 2}}"))]
-    truncate: Annotated[float, PlainValidator(_sigma)] = 4.0
+    sigma: Annotated[
+        ByAxis,
+        PlainValidator(by_axis(_sigma, "gaussian: {sigma: {y: 2, x: 2}}"), json_schema_input_type=dict[str, float]),
+        Field(description="The standard deviation in numbers of values, by dimension."),
+    ]
+    truncate: Annotated[
+        float,
+        PlainValidator(_sigma, json_schema_input_type=float),
+        Field(description="After so many standard deviations the kernel ends."),
+    ] = 4.0
 
     def out_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return float_dtype(dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.backends.expression_tree import Node
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
@@ -22,13 +22,19 @@ def _canonical(value: Any) -> str:
     return " ".join(value.split())
 
 
+ExpressionText = Annotated[str, PlainValidator(_canonical, json_schema_input_type=str)]
+"""An expression, checked, on one line."""
+
+
 class Map(Elementwise, frozen=True):
     """`expression`: of the variable `x`; see `gpuflow.steps.expression` for its language. dtypes as in NumPy 2."""
 
     kind: ClassVar[str] = "map"
+    about: ClassVar[str] = "Compute an expression of each value x, such as log1p(x) / 2."
     shorthand: ClassVar[tuple[str, ...]] = ("expression",)
+    examples: ClassVar[tuple[Any, ...]] = ("log1p(x) / 2", "where(x > 0, sqrt(x), 0)")
 
-    expression: Annotated[str, PlainValidator(_canonical)]
+    expression: Annotated[ExpressionText, Field(description="Elementwise NumPy functions and operators of the value x.")]
 
     def check(self, array: ArraySpec) -> ArraySpec:
         dtype = parse(self.expression).dtype_of(array.dtype)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
@@ -25,14 +25,23 @@ def _window(value: Any) -> int:
     return value
 
 
-Sizes = Annotated[ByAxis, PlainValidator(by_axis(_window, "size: {y: 3, x: 3}"))]
-Value = Annotated[float, PlainValidator(lambda value: float(number(value)))]
+Sizes = Annotated[
+    ByAxis,
+    PlainValidator(by_axis(_window, "size: {y: 3, x: 3}"), json_schema_input_type=dict[str, int]),
+    Field(description="How many values the window has, by dimension."),
+]
+BorderMode = Annotated[Mode, Field(description="What lies beyond the edges, by SciPy's names.")]
+Value = Annotated[
+    float,
+    PlainValidator(lambda value: float(number(value)), json_schema_input_type=float),
+    Field(description="What lies beyond the edges in the mode constant."),
+]
 
 
 class Neighbours(Step, frozen=True):
     """`mode`: what lies beyond the edges: reflect, constant (`value`), nearest, mirror or wrap."""
 
-    mode: Mode = "reflect"
+    mode: BorderMode = "reflect"
     value: Value = 0.0
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -15,10 +15,12 @@ class OneHot(Step, frozen=True):
     the class. Other labels are an error."""
 
     kind: ClassVar[str] = "one_hot"
+    about: ClassVar[str] = "Class labels as one channel a class."
+    examples: ClassVar[tuple[Any, ...]] = ({"classes": 10}, 10)
     shorthand: ClassVar[tuple[str, ...]] = ("classes",)
 
-    classes: Annotated[int, Field(ge=2, le=65536)]
-    dim: str = "class"
+    classes: Annotated[int, Field(ge=2, le=65536, description="Their number; labels run from 0 on.")]
+    dim: Annotated[str, Field(description="Name of the new, last dimension.")] = "class"
 
     def check(self, array: ArraySpec) -> ArraySpec:
         if array.dtype.kind not in "biu":

@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
-from gpuflow.steps.borders import Mode, padded, with_halo
-from gpuflow.steps.neighbours import Value
+from gpuflow.steps.borders import padded, with_halo
+from gpuflow.steps.neighbours import BorderMode, Value
 from gpuflow.steps.parameters import describe
 
 
@@ -28,10 +28,16 @@ class Pad(Step, frozen=True):
     constant (`value`), reflect, nearest, mirror or wrap. Same dtype out."""
 
     kind: ClassVar[str] = "pad"
+    about: ClassVar[str] = "Make some dimensions longer."
+    examples: ClassVar[tuple[Any, ...]] = ({"width": {"y": 8, "x": [0, 16]}}, {"width": {"y": 8}, "mode": "reflect"})
     shorthand: ClassVar[tuple[str, ...]] = ("width",)
 
-    width: Annotated[ByAxis, PlainValidator(by_axis(_both, "pad: {width: {y: 8, x: [0, 16]}}"))]
-    mode: Mode = "constant"
+    width: Annotated[
+        ByAxis,
+        PlainValidator(by_axis(_both, "pad: {width: {y: 8, x: [0, 16]}}"), json_schema_input_type=dict[str, int | list[int]]),
+        Field(description="How much comes before and after, by dimension: a number for both, or [before, after]."),
+    ]
+    mode: BorderMode = "constant"
     value: Value = 0.0
 
     def check(self, array: ArraySpec) -> ArraySpec:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import describe
@@ -25,7 +25,11 @@ class Pick(Operation, frozen=True):
 
     shorthand: ClassVar[tuple[str, ...]] = ("arrays",)
 
-    arrays: Annotated[tuple[str, ...], PlainValidator(_patterns)]
+    arrays: Annotated[
+        tuple[str, ...],
+        PlainValidator(_patterns, json_schema_input_type=str | list[str]),
+        Field(description="Names of arrays, or fnmatch patterns."),
+    ]
 
     @abstractmethod
     def keeps(self, path: str) -> bool:
@@ -44,6 +48,8 @@ class Select(Pick, frozen=True):
     """The arrays that go on."""
 
     kind: ClassVar[str] = "select"
+    about: ClassVar[str] = "The arrays that go on."
+    examples: ClassVar[tuple[Any, ...]] = (["t2m", "u*"],)
 
     def keeps(self, path: str) -> bool:
         return self.names(path)
@@ -53,6 +59,8 @@ class Drop(Pick, frozen=True):
     """The arrays that do not."""
 
     kind: ClassVar[str] = "drop"
+    about: ClassVar[str] = "The arrays that are left out."
+    examples: ClassVar[tuple[Any, ...]] = ("quality",)
 
     def keeps(self, path: str) -> bool:
         return not self.names(path)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
@@ -28,10 +28,18 @@ class Resize(Step, frozen=True):
     out, but float32 for float64. Source of the filters: Pillow's Image.resize."""
 
     kind: ClassVar[str] = "resize"
+    about: ClassVar[str] = "Resample images or fields to another height and width."
+    examples: ClassVar[tuple[Any, ...]] = ({"to": {"y": 224, "x": 224}}, {"to": {"y": 64, "x": 128}, "method": "box"})
     shorthand: ClassVar[tuple[str, ...]] = ("to",)
 
-    to: Annotated[ByAxis, PlainValidator(by_axis(_length, "resize: {to: {y: 224, x: 224}}"))]
-    method: Literal["bilinear", "nearest", "box", "bicubic", "lanczos"] = "bilinear"
+    to: Annotated[
+        ByAxis,
+        PlainValidator(by_axis(_length, "resize: {to: {y: 224, x: 224}}"), json_schema_input_type=dict[str, int]),
+        Field(description="The new lengths of two dimensions, the height first."),
+    ]
+    method: Annotated[
+        Literal["bilinear", "nearest", "box", "bicubic", "lanczos"], Field(description="Pillow's filter of that name.")
+    ] = "bilinear"
 
     @model_validator(mode="after")
     def _two(self) -> Resize:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.base import Array, ArraySpec, Join, Namespace, Region, StepError
 from gpuflow.steps.parameters import describe
@@ -26,13 +26,19 @@ class Stack(Join, frozen=True):
     `name`: of the new array, which takes the place of the others. Out: the dtype that holds them all."""
 
     kind: ClassVar[str] = "stack"
+    about: ClassVar[str] = "Several arrays of one shape as the channels of one."
+    examples: ClassVar[tuple[Any, ...]] = ({"arrays": ["t2m", "u10", "v10"], "along": "channel"}, ["red", "green", "blue"])
     shorthand: ClassVar[tuple[str, ...]] = ("arrays",)
     consumes: ClassVar[bool] = True
 
-    arrays: Annotated[tuple[str, ...], PlainValidator(_arrays)]
-    along: str = "channel"
-    axis: int = 1
-    name: str = "stacked"
+    arrays: Annotated[
+        tuple[str, ...],
+        PlainValidator(_arrays, json_schema_input_type=list[str]),
+        Field(description="Which arrays, in the order of the channels."),
+    ]
+    along: Annotated[str, Field(description="Name of the new dimension.")] = "channel"
+    axis: Annotated[int, Field(description="Where the new dimension comes; 1 is behind the samples.")] = 1
+    name: Annotated[str, Field(description="Of the new array, which takes the place of the others.")] = "stacked"
 
     def made(self) -> dict[str, tuple[str, ...]]:
         return {self.name: self.arrays}

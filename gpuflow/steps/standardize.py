@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.reductions.moments import Moments
-from gpuflow.steps.channels import Arrays, ChannelStep, given_numbers
+from gpuflow.steps.channels import GIVEN, Arrays, ChannelStep, given_numbers
 
 
 def _std(value: Any) -> Any:
@@ -29,16 +29,28 @@ class Standardize(ChannelStep, frozen=True):
     array's axes. Out: float32 for narrow dtypes, else float64."""
 
     kind: ClassVar[str] = "standardize"
+    about: ClassVar[str] = "Subtract the mean and divide by the standard deviation, of the whole array or of each channel."
     parameters: ClassVar[tuple[str, str]] = ("mean", "std")
+    examples: ClassVar[tuple[Any, ...]] = ({"per": "channel"}, {"mean": 0.5, "std": 0.25})
 
-    mean: Annotated[Any, PlainValidator(given_numbers)] = None
-    std: Annotated[Any, PlainValidator(_std)] = None
+    mean: Annotated[
+        Any,
+        PlainValidator(given_numbers, json_schema_input_type=GIVEN),
+        Field(
+            description="Given with `std`, it is not taken from the data: a number, or a list with one entry per index of `per`."
+        ),
+    ] = None
+    std: Annotated[
+        Any,
+        PlainValidator(_std, json_schema_input_type=GIVEN),
+        Field(description="Given with `mean`, in the same form; greater than 0."),
+    ] = None
 
     def operands(self, values: Arrays) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return values["mean"], values["std"]
 
-    def measured(self, moments: Moments) -> dict[str, NDArray[np.float64]]:
-        return {"mean": moments.mean, "std": moments.std}
+    def measured(self, statistics: Moments) -> dict[str, NDArray[np.float64]]:
+        return {"mean": statistics.mean, "std": statistics.std}
 
     def unusable(self, low: float, high: float, values: Mapping[str, float]) -> str:
         if low == high:

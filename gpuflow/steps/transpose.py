@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
@@ -22,9 +22,15 @@ class Transpose(Step, frozen=True):
     """`dims`: all dimensions, in their new order. Same dtype out."""
 
     kind: ClassVar[str] = "transpose"
+    about: ClassVar[str] = "Put the dimensions in another order."
+    examples: ClassVar[tuple[Any, ...]] = (["time", "channel", "y", "x"],)
     shorthand: ClassVar[tuple[str, ...]] = ("dims",)
 
-    dims: Annotated[tuple[str | int, ...], PlainValidator(_names)]
+    dims: Annotated[
+        tuple[str | int, ...],
+        PlainValidator(_names, json_schema_input_type=list[str | int]),
+        Field(description="All dimensions, in their new order."),
+    ]
 
     def check(self, array: ArraySpec) -> ArraySpec:
         order = self._order(array)

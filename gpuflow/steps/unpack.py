@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator, model_validator
+from pydantic import Field, PlainValidator, model_validator
 
 from gpuflow.backends import expression_tree as tree
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
@@ -28,11 +28,27 @@ class Unpack(Elementwise, frozen=True):
     Out: float32 for dtypes of up to 16 bits and for float32, else float64."""
 
     kind: ClassVar[str] = "unpack"
+    about: ClassVar[str] = (
+        "Packed values to what they stand for: x * scale_factor + add_offset, NaN where x is missing (CF conventions)."
+    )
     shorthand: ClassVar[tuple[str, ...]] = ("scale_factor", "add_offset")
+    examples: ClassVar[tuple[Any, ...]] = ([0.01, 273.15], {"scale_factor": 0.0001, "add_offset": -0.1, "missing": 0})
 
-    scale_factor: Annotated[int | float, PlainValidator(_factor)] = 1
-    add_offset: Annotated[int | float, PlainValidator(number)] = 0
-    missing: Annotated[int | float | None, PlainValidator(lambda value: None if value is None else number(value))] = None
+    scale_factor: Annotated[
+        int | float,
+        PlainValidator(_factor, json_schema_input_type=int | float),
+        Field(description="The packed value is multiplied by it."),
+    ] = 1
+    add_offset: Annotated[
+        int | float,
+        PlainValidator(number, json_schema_input_type=int | float),
+        Field(description="It is added then."),
+    ] = 0
+    missing: Annotated[
+        int | float | None,
+        PlainValidator(lambda value: None if value is None else number(value), json_schema_input_type=int | float | None),
+        Field(description="The packed value that stands for nothing here; it becomes NaN."),
+    ] = None
 
     @model_validator(mode="after")
     def _does_something(self) -> Unpack:

@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, StepError
-from gpuflow.steps.borders import Mode
 from gpuflow.steps.channels import float_dtype
-from gpuflow.steps.neighbours import Neighbours, Windowed
+from gpuflow.steps.neighbours import BorderMode, Neighbours, Windowed
 from gpuflow.steps.parameters import describe
 
 
@@ -20,6 +19,8 @@ class Rolling(Windowed, frozen=True):
     """The mean of each window. Out: float32 for narrow dtypes, else float64; each mean is summed on its own, in float64."""
 
     kind: ClassVar[str] = "rolling"
+    about: ClassVar[str] = "The mean of a window, along time or in space."
+    examples: ClassVar[tuple[Any, ...]] = ({"size": {"time": 7}},)
 
     def out_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return float_dtype(dtype)
@@ -46,10 +47,16 @@ class Difference(Neighbours, frozen=True):
     Beyond the edges: as `mode` says; nearest, so that the first difference is zero. Out: float32 for narrow dtypes, else float64."""
 
     kind: ClassVar[str] = "difference"
+    about: ClassVar[str] = "What has changed since the value before, along a dimension."
+    examples: ClassVar[tuple[Any, ...]] = ({"over": {"time": 1}},)
     shorthand: ClassVar[tuple[str, ...]] = ("over",)
 
-    over: Annotated[ByAxis, PlainValidator(by_axis(_distance, "difference: {over: {time: 1}}"))]
-    mode: Mode = "nearest"
+    over: Annotated[
+        ByAxis,
+        PlainValidator(by_axis(_distance, "difference: {over: {time: 1}}"), json_schema_input_type=dict[str, int]),
+        Field(description="How far back the value lies that is subtracted, by dimension."),
+    ]
+    mode: BorderMode = "nearest"
 
     def out_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         return float_dtype(dtype)

@@ -21,9 +21,9 @@ from gpuflow.steps.clip import Clip
 from gpuflow.steps.map import Map
 from gpuflow.steps.standardize import Standardize
 
-from .wrong_cases import GOOD, MANY, MANY_PLACES, SECTIONS, STEPS, STRUCTURE
+from .wrong_cases import GOOD, MANY, MANY_PLACES, SECTIONS, STEPS, STRUCTURE, VARIABLES
 
-WRONG = STRUCTURE | SECTIONS | STEPS
+WRONG = STRUCTURE | VARIABLES | SECTIONS | STEPS
 NOISE = ("pydantic", "Input should", "type=", "errors.", "Traceback", "loc", "<byte string>", "unicode string")
 
 
@@ -123,6 +123,30 @@ def test_scalars_follow_the_core_schema_of_yaml_1_2(text: str, value: Any) -> No
 
 def test_a_yaml_1_1_directive_changes_nothing() -> None:
     assert parse_yaml("%YAML 1.1\n---\na: yes\n").data == {"a": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("${N}", 3), ("'${N}'", "3"), ("x${N}", "x3"), ("-${N}.5", -3.5), ("${NONE:-2}", 2), ("${EMPTY:-2}", 2), ("${EMPTY}", None),
+        ("$${N}", "${N}"), ("$N", "$N"), ("'a $ {b}'", "a $ {b}"), ("${YAML}", "[1, {a: b}]"), ("${NONE:-}", None), ("$$${N}", "$${N}"),
+        ("${DOLLAR}", "${N}"),
+    ],
+)  # fmt: skip
+def test_variables_are_put_into_values(text: str, value: Any) -> None:
+    variables = {"N": "3", "EMPTY": "", "YAML": "[1, {a: b}]", "DOLLAR": "${N}"}
+    found = parse_yaml(f"a:\n  b: {text}\n", variables=variables)
+    assert not found.problems
+    assert found.data["a"]["b"] == value
+    assert type(found.data["a"]["b"]) is type(value)
+
+
+def test_a_file_takes_them_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIZE", "4")
+    spec = load_text(
+        "source: ${NAME:-photos}\nsteps:\n- clip: {min: 0, max: 9}\noutput: '${NAME:-x}-${SIZE}'\nrun:\n  workers: ${SIZE}\n"
+    )
+    assert (spec.source.dataset, spec.output.dataset, spec.run.workers) == ("photos", "x-4", 4)
 
 
 def test_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:

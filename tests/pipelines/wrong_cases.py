@@ -62,6 +62,20 @@ STRUCTURE: dict[str, tuple[str, list[str]]] = {
     "many values": ("a: [" + "1, " * 10_001 + "]", ["the file has more than 10000 values, aliases expanded"]),
 }  # fmt: skip
 
+VARIABLES: dict[str, tuple[str, list[str]]] = {
+    "not set": ("source: ${GPUFLOW_NOT_SET}\noutput: b\n", [
+        "p.yaml:1:9: source: the environment has no variable `GPUFLOW_NOT_SET`; set it, or write ${GPUFLOW_NOT_SET:-default}",
+    ]),
+    "not set, in text": ("source: a\noutput: run-${GPUFLOW_NOT_SET}\n", ["p.yaml:2:9: output: the environment has no variable"]),
+    "not set, in a step": (GOOD.replace("-3", "${GPUFLOW_NOT_SET}"), ["p.yaml:4:18: not valid YAML: a bracket is not closed, or a comma is missing; inside [ ] and { }, put \"${...}\" in quotes"]),
+    "not set, in a list": ("source: a\nsteps:\n  - clip: [0, '${GPUFLOW_NOT_SET}']\noutput: b\n", ["p.yaml:3:15: steps[0].clip[1]: the environment has no"]),
+    "no name": ("source: ${}\noutput: b\n", ["p.yaml:1:9: source: `${}` names no variable; write ${NAME} or ${NAME:-default}; $${ is a plain ${"]),
+    "no end": ("source: ${A\noutput: b\n", ["p.yaml:1:9: source: `${A` names no variable"]),
+    "another operator": ("source: ${A-b}\noutput: b\n", ["p.yaml:1:9: source: `${A-b}` names no variable"]),
+    "a wrong default": ("source: ${GPUFLOW_NOT_SET:-a b}\noutput: b\n", ["p.yaml:1:9: source.dataset: 'a b' cannot be the name of a dataset"]),
+    "in brackets": ("source: {dataset: ${A}}\noutput: b\n", ['p.yaml:1:20: not valid YAML: a bracket is not closed, or a comma is missing; inside [ ] and { }, put "${...}"']),
+}  # fmt: skip
+
 SECTIONS: dict[str, tuple[str, list[str]]] = {
     "unknown section": (GOOD + "stepz: 3\n", ["p.yaml:7:1: stepz: unknown key `stepz`; did you mean `steps`? known: source, steps, output, run"]),
     "no output": ("source: a\n", ["p.yaml:1:1: `output` is missing; write `output: <name of a dataset>`"]),
@@ -146,11 +160,11 @@ def step(text: str) -> str:
 STEPS: dict[str, tuple[str, list[str]]] = {
     "steps mapping": ("source: a\nsteps:\n  clip: [0, 1]\noutput: b\n", ["p.yaml:3:3: steps: must be a list of steps, not a mapping; begin each"]),
     "steps text": ("source: a\nsteps: clip\noutput: b\n", ["p.yaml:2:8: steps: must be a list of steps, not the text 'clip'"]),
-    "step number": (step("3"), ["p.yaml:3:5: steps[0]: a step is its name with its parameters, not the number 3; known steps: cast, clip, crop"]),
+    "step number": (step("3"), ["p.yaml:3:5: steps[0]: a step is its name with its parameters, not the number 3; known steps: apply, cast, clip"]),
     "step null": (step(""), ["steps[0]: a step is its name with its parameters, not empty"]),
     "step empty": (step("{}"), ["steps[0]: a step is its name with its parameters, not an empty mapping"]),
     "unknown step": (step("standardise: {per: x}"), ["p.yaml:3:5: steps[0].standardise: unknown step `standardise`; did you mean `standardize`?"]),
-    "very unknown step": (step("qqq: 3"), ["p.yaml:3:5: steps[0].qqq: unknown step `qqq`; known: cast, clip, crop, difference, drop"]),
+    "very unknown step": (step("qqq: 3"), ["p.yaml:3:5: steps[0].qqq: unknown step `qqq`; known: "]),
     "bare unknown step": (step("standardise"), ["steps[0].standardise: unknown step `standardise`; did you mean"]),
     "parameters not indented": (step("standardize:\n    per: x"), [
         "p.yaml:3:5: steps[0]: one entry of the list has several keys: standardize, per; indent the parameters further than `standardize`",
@@ -171,6 +185,16 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     "normalize range": (step("normalize: {range: [1, 0]}"), ["p.yaml:3:24: steps[0].normalize.range: must rise: 1.0 is not below 0.0"]),
     "normalize half": (step("normalize: {min: 0}"), ["p.yaml:3:16: steps[0].normalize: `min` is given without `max`; give both, or neither"]),
     "normalise": (step("normalise: channel"), ["p.yaml:3:5: steps[0].normalise: unknown step `normalise`; did you mean `normalize`?"]),
+    "normalize quantiles": (step("normalize: {quantiles: [0.99, 0.01]}"), ["p.yaml:3:28: steps[0].normalize.quantiles: must be two shares from 0 to 1 that rise, not 0.99 and 0.01"]),
+    "normalize percent": (step("normalize: {quantiles: [1, 99]}"), ["steps[0].normalize.quantiles: must be two shares from 0 to 1 that rise, not 1.0 and 99.0"]),
+    "normalize three": (step("normalize: {quantiles: [0, 0.5, 1]}"), ["steps[0].normalize.quantiles: must be two numbers such as [0.01, 0.99], not a list"]),
+    "normalize both": (step("normalize: {quantiles: [0, 1], min: 0, max: 1}"), ["steps[0].normalize: has both `quantiles` and `min` with `max`; give one or the other"]),
+    "where empty": (step("where"), ["p.yaml:3:5: steps[0].where: `condition` is missing; write `condition: ...`"]),
+    "where broken": (step("where: x >"), ["p.yaml:3:12: steps[0].where.condition: not a valid expression"]),
+    "where without x": (step("where: 1 > 0"), ["steps[0].where.condition: the expression does not use x"]),
+    "where other": (step("where: {condition: x > 0, other: none}"), ["p.yaml:3:38: steps[0].where.other: must be a number or nan, not the text 'none'"]),
+    "mask infinite": (step("mask: {condition: x > 0, other: .inf}"), ["steps[0].mask.other: must be a finite number, not inf"]),
+    "mask value": (step("mask: {condition: x > 0, value: 3}"), ["steps[0].mask.value: unknown key `value`; known: condition, other"]),
     "fill_nan with nan": (step("fill_nan: .nan"), ["steps[0].fill_nan.value: must be a finite number, not nan"]),
     "unpack nothing": (step("unpack: {}"), ["steps[0].unpack: has neither `scale_factor` nor `add_offset` nor `missing`"]),
     "unpack factor": (step("unpack: {scale_factor: 0}"), ["p.yaml:3:28: steps[0].unpack.scale_factor: must not be 0"]),

@@ -12,6 +12,8 @@ from pydantic import ValidationError
 
 from gpuflow.errors import StatisticsError
 from gpuflow.reductions.moments import Moments
+from gpuflow.reductions.quantiles import Quantiles
+from gpuflow.reductions.requests import QuantilesRequest
 from gpuflow.steps.base import ArraySpec, MomentsRequest, StepError
 from gpuflow.steps.normalize import Normalize
 from tests.backends.samples import whole
@@ -105,3 +107,37 @@ def test_the_order_stays_and_the_ends_are_met(values: list[int]) -> None:
     out = resolved(Normalize(), array).apply(np, array, whole(array))
     assert (out.min(), out.max()) == (0, 1)
     np.testing.assert_array_equal(np.argsort(out[:, 0]), np.argsort(array[:, 0]))
+
+
+def test_quantiles_in_place_of_the_extrema() -> None:
+    array = np.random.default_rng(4).normal(50, 5, (4000, 2)).astype("f4")
+    array[0] = [1e6, -1e6]
+    step = Normalize(per="channel", quantiles=(0.01, 0.99))
+    request = step.needs(spec_of(array))
+    assert request == QuantilesRequest((1,))
+    found = step.resolve(spec_of(array), Quantiles.of(array, (1,)), "a/b")
+    assert found.quantiles is None
+    assert found.needs(spec_of(array)) is None
+    low, high = np.quantile(array, [0.01, 0.99], axis=0)
+    np.testing.assert_allclose(found.arrays["min"], low, rtol=2e-3)
+    np.testing.assert_allclose(found.arrays["max"], high, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([3, 3, 3, 3], "its quantiles \\[0.25, 0.75\\] are both 3.0"),
+        ([np.nan] * 4, "it has no values"),
+        ([1, 2, np.inf, 4], "it holds infinite values"),
+    ],
+)
+def test_quantiles_that_cannot_be_used(values: list[float], reason: str) -> None:
+    array = np.array([values, values], "f4").T
+    step = Normalize(per="channel", quantiles=(0.25, 0.75))
+    with pytest.raises(StatisticsError, match=reason):
+        step.resolve(spec_of(array), Quantiles.of(array, (1,)), "a/b")
+
+
+def test_too_many_sketches_are_refused() -> None:
+    with pytest.raises(StepError, match="quantiles of 5000 indices of `per` are too many; at most 64"):
+        Normalize(per=0, quantiles=(0.1, 0.9)).needs(ArraySpec((5000, 2), np.dtype("f4"), (None, None)))

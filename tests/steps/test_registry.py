@@ -23,7 +23,7 @@ def test_the_table_is_by_kind() -> None:
     [
         ("standardise", "did you mean `standardize`?"),
         ("CLIP", "did you mean `clip`?"),
-        ("qqq", f"known: {', '.join(STEPS)}"),
+        ("qqq", f"known: {', '.join(sorted(STEPS))}"),
     ],
 )
 def test_an_unknown_step(kind: str, hint: str) -> None:
