@@ -17,6 +17,7 @@ from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Job
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
 from gpuflow.execution.tally import Failure
+from gpuflow.pipelines.memory import Sharing
 from gpuflow.pipelines.plan import ChunkPlan
 from gpuflow.storage.record import DatasetRecord
 
@@ -80,9 +81,9 @@ class Run:
         grouped = by_holders(chunks, keys, slots, whole)
         return [Batch(self._group(array, part, table, newest, movable=movable), job, busy, whole) for _, part, busy in grouped]
 
-    def gathered(self, job: Job, dataset: str, array: str, part: ChunkPlan, most: int) -> list[Batch]:
-        """The pending chunks of `array` of `dataset`, which are computed from several, each where most of these lie. most: chunks of a
-        task."""
+    def gathered(self, job: Job, dataset: str, array: str, part: ChunkPlan, together: Sharing) -> list[Batch]:
+        """The pending chunks of `array` of `dataset`, which are computed from several, each where most of these lie. together: how they
+        are cut into tasks."""
         gathers, threads = part.gathers, self.threads()
         assert gathers is not None, array
         whole = sum(threads.values())
@@ -102,7 +103,7 @@ class Run:
                 homes=(home,),
                 inputs=tuple(gathers.inputs[row] for row in rows),
             )
-            batches.append(Batch(group, job, busy, whole, most))
+            batches.append(Batch(group, job, busy, whole, together))
         return batches
 
     def pinned(self, job: Job, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable) -> list[Batch]:

@@ -31,7 +31,7 @@ from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
-from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
+from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.record import DatasetRecord
@@ -176,7 +176,7 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
     job: Job
     if array.gathered:
         gather = GatherJob(records, array.flow, part.made_by, durable, select_backend(plan.spec.run.backend))
-        return run.gathered(gather, plan.target, array.path, part, chunks_of_a_task(array, room))
+        return run.gathered(gather, plan.target, array.path, part, sharing(array, room))
     if array.carried:
         job = CarryJob(records, plan.target, part.made_by, durable)
     else:

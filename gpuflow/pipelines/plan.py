@@ -348,7 +348,7 @@ def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable
 
 
 def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable) -> ChunkPlan:
-    gathers, homes = Gathers(), Homes(sources)
+    gathers, homes = Gathers(), Homes(sources, array.target.grid.size)
     gathers.needed.update({path: np.zeros(len(table.rows), bool) for path, table in sources.items()})
     pending, unmade = list[int](), 0
     for chunk in range(array.target.grid.size):
