@@ -133,7 +133,7 @@ class _Builder:
         kind, *others = item
         below = (*path, kind)
         try:
-            step = find(str(kind))
+            step = find(str(kind)).form_of(item[kind])
         except StepError as error:
             self._note(error.message, below, error.hint, key=True)
             return None

@@ -62,10 +62,17 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
     """What it does, in a sentence, for editors and messages."""
     examples: ClassVar[tuple[Any, ...]] = ()
     """What may stand after the name in YAML: for messages, and for the schema that editors use. The first is the usual one."""
+    further_forms: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """What else may stand after the name, for the schema that editors use: see `form_of`."""
     takes_more: ClassVar[bool] = False
     """Whether it takes keys that are no fields of its own."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
+
+    @classmethod
+    def form_of(cls, value: Any) -> type[Operation]:
+        """The class that takes `value`, which stands after this one's name: another one, where the name stands for two things."""
+        return cls
 
     def to_yaml_value(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, as plain data."""
