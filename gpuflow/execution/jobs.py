@@ -15,6 +15,7 @@ from gpuflow.reductions.requests import Reduction, Request, merge
 from gpuflow.reductions.tree import Node, collapse
 from gpuflow.steps.base import Region, Step
 from gpuflow.steps.fuse import compile_steps
+from gpuflow.steps.place import Place, current
 from gpuflow.storage.codecs import ArrayCodec, Block, CodecError
 from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.node import EMPTY, Staged
@@ -51,7 +52,17 @@ def apply_steps(
         kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), backend)
         extent = block.shape
         out = target.place(extent, lane.slot) if target else lane.slot.computed.array(extent, kernel.out_dtype)
+        if any(step.runs_programs for step in steps):
+            current.set(_place(lane, region))
         return kernel(block, region, out)
+
+
+def _place(lane: Lane, region: Region) -> Place:
+    """Which chunk the part `region` of the array is."""
+    metadata = lane.codec.metadata
+    grid = metadata.grid
+    chunk = grid.ravel(tuple(part.start // size for part, size in zip(region, grid.chunks, strict=True)))
+    return Place(lane.group.dataset, lane.group.array, metadata.key(chunk), lane.store.writer.folder)
 
 
 def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], backend: Backend) -> Block:
@@ -60,6 +71,8 @@ def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], back
     spec, grid = spec_of(metadata), metadata.grid
     block = np.zeros(grid.extent(0) if grid.size else (0,) * len(grid.shape), spec.dtype)
     region = grid.region(0) if grid.size else (slice(0, 0),) * len(grid.shape)
+    if any(step.runs_programs for step in steps):  # on real chunks only
+        return np.zeros(block.shape, compile_steps(steps, spec, backend).out_dtype)
     return compile_steps(steps, spec, backend)(block, region) if steps else block
 
 

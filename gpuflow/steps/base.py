@@ -50,6 +50,8 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
     """What may stand after the name in YAML: for messages, and for the schema that editors use. The first is the usual one."""
     takes_more: ClassVar[bool] = False
     """Whether it takes keys that are no fields of its own."""
+    runs_programs: ClassVar[bool] = False
+    """Whether it runs programs, which a worker has to allow."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
 

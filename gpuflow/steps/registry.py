@@ -12,6 +12,7 @@ from gpuflow.steps.apply import Apply
 from gpuflow.steps.base import Step
 from gpuflow.steps.cast import Cast
 from gpuflow.steps.clip import Clip
+from gpuflow.steps.exec import Exec
 from gpuflow.steps.fill_nan import FillNan
 from gpuflow.steps.map import Map
 from gpuflow.steps.normalize import Normalize
@@ -23,7 +24,7 @@ from gpuflow.steps.where import Mask, Where
 GROUP = "gpuflow.steps"
 
 STEPS: dict[str, type[Step]] = {
-    step.kind: step for step in (Apply, Cast, Clip, FillNan, Map, Mask, Normalize, Standardize, Unpack, Where)
+    step.kind: step for step in (Apply, Cast, Clip, Exec, FillNan, Map, Mask, Normalize, Standardize, Unpack, Where)
 }
 """gpuflow's own."""
 

@@ -13,7 +13,7 @@ from gpuflow.steps.registry import STEPS, find
 
 
 def test_the_table_is_by_kind() -> None:
-    kinds = ["cast", "clip", "fill_nan", "map", "mask", "normalize", "standardize", "unpack", "where"]
+    kinds = ["apply", "cast", "clip", "exec", "fill_nan", "map", "mask", "normalize", "standardize", "unpack", "where"]
     assert {kind: step.kind for kind, step in STEPS.items()} == {kind: kind for kind in kinds}
     assert find("clip") is Clip
 
