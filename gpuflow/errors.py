@@ -10,6 +10,7 @@
     |- ChunkLost              no live replica of a chunk
     |- CannotRepair           what is damaged can be made anew neither by a pipeline nor from the origin
     |- StaleChunk             a chunk changed under a task: its commit is refused
+    |- SourceChanged          chunks of the source changed while others were computed from them
     |- PlanTooLarge           a worker has not the memory that the chunks need
     |- StatisticsError        a statistic that a step needs is unusable
     |- ProgramFailed          a program that a step runs on a chunk failed
@@ -40,6 +41,7 @@ __all__ = [
     "Problem",
     "ProgramFailed",
     "RunFailed",
+    "SourceChanged",
     "SourceError",
     "StaleChunk",
     "StatisticsError",
@@ -173,6 +175,17 @@ class StaleChunk(GpuflowError):
 
     def __str__(self) -> str:
         return f"chunk {self.chunk} is at generation {self.found}, not {self.expected}: another run changed it; run again"
+
+
+class SourceChanged(GpuflowError):
+    """Chunks of dataset `name` were not what they had been when the run was planned: parts of two generations are not mixed."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"dataset {self.name!r} was changed while the run read it; run again"
 
 
 class PlanTooLarge(GpuflowError, MemoryError):

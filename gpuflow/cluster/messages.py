@@ -22,7 +22,10 @@ class ChunkGroup:
     generations: of the chunks to be read, as planned; an older replica is not taken for them. newest: of the chunks to be written,
     0 where there is none yet. nbytes: encoded bytes to be read; work: decoded bytes: what
     shipping and computing cost is estimated from. node: the node that must take it (an ingest's placement). movable: whether
-    another node than a holder may take it when waiting costs more than shipping; chunks changed in place stay where they are."""
+    another node than a holder may take it when waiting costs more than shipping; chunks changed in place stay where they are.
+
+    homes: for chunks that are computed from several of the source: the nodes that hold most of these. chunks are then those that are
+    written, nbytes what would have to be shipped to other nodes in addition, and inputs the digest of what each is computed from."""
 
     run: str
     dataset: str
@@ -34,6 +37,8 @@ class ChunkGroup:
     work: int
     node: str | None = None
     movable: bool = True
+    homes: tuple[str, ...] = ()
+    inputs: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.cluster.serving import PART_CHUNKS, PART_NBYTES, Part, patience_seconds
 from gpuflow.errors import ChunkCorrupt, ChunkLost
+from gpuflow.storage.blocks import Box
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 
@@ -35,6 +36,8 @@ _BUSY_PATIENCE_SECONDS = 120.0
 
 Holders = dict[int, list[str]]
 """Addresses of workers that can serve a chunk."""
+Boxes = Mapping[int, Sequence[Box]]
+"""Parts of each chunk."""
 
 
 class Peers:
@@ -59,9 +62,13 @@ class Peers:
         """It failed."""
         self._shunned[address] = time.monotonic() + _SHUNNED_SECONDS
 
-    async def ask(self, address: str, group: ChunkGroup, chunks: Sequence[int], nbytes: int) -> Part | None:
+    async def ask(
+        self, address: str, group: ChunkGroup, chunks: Sequence[int], nbytes: int, boxes: Boxes | None = None
+    ) -> Part | None:
         """The beginning of `chunks`, some `nbytes` a part. None when the peer is busy. OSError when it fails."""
         question = {"op": "gf_get_chunks", "dataset": group.dataset, "array": group.array, "chunks": chunks, "run": group.run}
+        if boxes is not None:
+            question["boxes"] = [[[(axis.start, axis.stop) for axis in box] for box in boxes[chunk]] for chunk in chunks]
         pool = self._worker.rpc
         async with asyncio.timeout(patience_seconds(nbytes)):
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -80,17 +87,20 @@ class Peers:
             return None
         if "count" not in answer:
             raise OSError(f"worker {address} cannot serve chunks: {answer.get('exception_text', answer)}")
-        sound = [Replica(group.dataset, group.array, *row) for row in answer["sound"]]
+        sound = [Replica(group.dataset, group.array, *row[:6]) for row in answer["sound"]]
+        sent = [(row[2], row[3]) if boxes is None else (row[6], row[7]) for row in answer["sound"]]
         damaged = [(chunk, reason) for chunk, reason in answer["damaged"]]
-        return Part(answer["count"], sound, damaged, np.frombuffer(answer["data"], np.uint8))
+        return Part(answer["count"], sound, sent, damaged, np.frombuffer(answer["data"], np.uint8))
 
 
 @dataclass(slots=True)
 class _Arrived:
-    """What `address` sent of a chunk, not yet verified; nothing when it has none, or when nobody answered. damage: what is wrong."""
+    """What `address` sent of a chunk, not yet verified; nothing when it has none, or when nobody answered. sent: its bytes and their
+    digest, as it says. damage: what is wrong."""
 
     address: str = ""
     replica: Replica | None = None
+    sent: tuple[int, bytes] = (0, b"")
     data: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
     damage: str = ""
 
@@ -98,11 +108,19 @@ class _Arrived:
 class Transfer:
     """The way of a group's chunks to this worker. Used by one thread; two parts are in memory at most, of which one is computed.
 
+    boxes: only these parts of each chunk are wanted, and come decoded, one behind the other.
     nbytes, seconds: what came, and what that took, whether it was waited for or not."""
 
     def __init__(
-        self, peers: Peers, group: ChunkGroup, chunks: Sequence[int], holders: Holders, locate: Callable[[Sequence[int]], Holders]
+        self,
+        peers: Peers,
+        group: ChunkGroup,
+        chunks: Sequence[int],
+        holders: Holders,
+        locate: Callable[[Sequence[int]], Holders],
+        boxes: Boxes | None = None,
     ) -> None:
+        self._boxes = boxes
         self._peers, self._group, self._holders, self._locate = peers, group, dict(holders), locate
         self._least = dict(zip(group.chunks, group.generations, strict=True))
         self._expected_nbytes = max(PART_NBYTES, 2 * group.nbytes // len(group.chunks))
@@ -151,7 +169,8 @@ class Transfer:
         while True:
             replica = arrived.replica
             if replica is not None and replica.generation >= self._least[chunk]:
-                if len(arrived.data) == replica.nbytes and (not replica.nbytes or digest(arrived.data.data) == replica.digest):
+                nbytes, checksum = arrived.sent
+                if len(arrived.data) == nbytes and (not nbytes or digest(arrived.data.data) == checksum):
                     return replica, arrived.data.data
                 arrived.damage = "its bytes changed on the way"
                 self._fails(arrived.address)
@@ -183,10 +202,10 @@ class Transfer:
         address, part = await self._answer(chunks, tried)
         arrived = {chunk: _Arrived(address) for chunk in chunks[: max(part.count, 1)]}
         data, position = part.data, 0
-        for replica in part.sound:
+        for replica, sent in zip(part.sound, part.sent, strict=True):
             if replica.chunk in arrived:
-                arrived[replica.chunk] = _Arrived(address, replica, data[position : position + replica.nbytes])
-            position += replica.nbytes
+                arrived[replica.chunk] = _Arrived(address, replica, sent, data[position : position + sent[0]])
+            position += sent[0]
         for chunk, reason in part.damaged:
             if chunk in arrived:
                 arrived[chunk].damage = reason
@@ -203,7 +222,7 @@ class Transfer:
                 held = list(takewhile(lambda chunk, address=address: address in self._holders.get(chunk, ()), chunks))  # type: ignore[misc]
                 began = time.monotonic()
                 try:
-                    part = await self._peers.ask(address, self._group, held, self._expected_nbytes)
+                    part = await self._peers.ask(address, self._group, held, self._expected_nbytes, self._boxes)
                 except OSError as error:
                     logger.info("worker %s does not serve chunks of %s: %s", address, self._group.dataset, error or "it stalls")
                     self._fails(address)

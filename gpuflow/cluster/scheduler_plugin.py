@@ -201,6 +201,8 @@ class GpuflowPlugin(SchedulerPlugin):
 
     def _holders(self, group: ChunkGroup) -> frozenset[str]:
         live = self.members.workers_of.keys()
+        if group.homes:
+            return frozenset(group.homes).intersection(live) or frozenset(live)
         return frozenset([group.node]) if group.node else self.inventory.local_to(array_of(group), group.chunks, live)
 
     def _restrict(self, key: Any) -> None:
@@ -266,7 +268,7 @@ class GpuflowPlugin(SchedulerPlugin):
     def _tell_holders(self, task: TaskState, group: ChunkGroup, release: Release) -> None:
         """Have the task say why its worker does not hold its chunks, and who does: it need not ask."""
         task.annotations = {name: value for name, value in (task.annotations or {}).items() if name != SHIPPED}
-        if release.reason != LOCAL:
+        if release.reason != LOCAL and not group.homes:
             holders = set(self.inventory.holders(array_of(group), group.chunks))
             nodes = frozenset.intersection(*holders) & self.members.workers_of.keys()
             addresses = sorted(address for node in nodes for address in self.members.workers_of[node])

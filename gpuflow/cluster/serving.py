@@ -17,7 +17,9 @@ from distributed.protocol import to_serialize
 from numpy.typing import NDArray
 
 from gpuflow.errors import ChunkCorrupt, NotFound
-from gpuflow.storage.buffers import Buffer
+from gpuflow.storage.blocks import Box, read_block
+from gpuflow.storage.buffers import Buffer, Slot, Slots
+from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 
@@ -41,10 +43,12 @@ def patience_seconds(nbytes: int) -> float:
 class Part:
     """An answer to a question for chunks: about the first `count` of them. What is neither sound nor damaged is not here.
 
-    data: the bytes of the sound ones, one behind the other. damaged: (chunk, what is wrong)."""
+    data: of the sound ones, one behind the other: their bytes, or the boxes that were asked for, decoded; sent: how many bytes that is
+    of each, and their digest. damaged: (chunk, what is wrong)."""
 
     count: int
     sound: list[Replica] = field(default_factory=list)
+    sent: list[tuple[int, bytes]] = field(default_factory=list)
     damaged: list[tuple[int, str]] = field(default_factory=list)
     data: NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
 
@@ -86,9 +90,43 @@ def read_part(store: NodeStore, dataset: str, array: str, chunks: Sequence[int])
             except LookupError:
                 continue
         part.sound.append(replica)
+        part.sent.append((replica.nbytes, replica.digest))
         pieces.append(np.frombuffer(data, np.uint8))
     contiguous = sum(map(len, pieces)) == memory.used
     part.data = memory._memory[: memory.used] if contiguous else np.concatenate(pieces)
+    return part
+
+
+def read_boxes(
+    store: NodeStore, dataset: str, array: str, chunks: Sequence[int], boxes: Sequence[Sequence[Box]], slot: Slot
+) -> Part:
+    """Of the first of `chunks`, as many as make a part, at least one: the boxes within each, decoded, one behind the other."""
+    try:
+        codec = store.codec(dataset, array)
+    except NotFound:
+        return Part(len(chunks))
+    here = store.manifest.replicas_of(dataset, array, chunks)
+    part, pieces, nbytes = Part(0), list[NDArray[np.uint8]](), 0
+    for chunk, wanted in zip(chunks[:PART_CHUNKS], boxes, strict=False):
+        if part.count and nbytes > PART_NBYTES:
+            break
+        part.count += 1
+        if chunk not in here:
+            continue
+        try:
+            replica, block = read_block(store, codec, here[chunk], slot, wanted)
+        except ChunkCorrupt as error:
+            part.damaged.append((chunk, error.reason))
+            continue
+        except LookupError:
+            continue
+        cut = [np.ascontiguousarray(block[box]).reshape(-1).view(np.uint8) for box in wanted]
+        data = np.concatenate(cut)
+        part.sound.append(replica)
+        part.sent.append((len(data), digest(data.data)))
+        pieces.append(data)
+        nbytes += len(data)
+    part.data = np.concatenate(pieces) if pieces else part.data
     return part
 
 
@@ -105,27 +143,41 @@ class Serving:
     """A worker's side as a peer of others."""
 
     def __init__(self, store: NodeStore) -> None:
-        self._store, self._free = store, asyncio.Semaphore(_SERVED_AT_ONCE)
+        self._store, self._free, self._slots = store, asyncio.Semaphore(_SERVED_AT_ONCE), Slots()
         self.sent: Counter[str] = Counter()
         """run -> chunk bytes that left this worker"""
 
-    async def get_chunks(self, comm: Comm, dataset: str, array: str, chunks: Sequence[int], run: str) -> Any:
-        """A part of `chunks` to a peer, or word that it has to wait."""
+    async def get_chunks(
+        self, comm: Comm, dataset: str, array: str, chunks: Sequence[int], run: str, boxes: Sequence[Any] | None = None
+    ) -> Any:
+        """A part of `chunks` to a peer, or word that it has to wait. boxes: within each chunk, (start, stop) per axis: these, decoded,
+        and not the chunks as they are stored."""
         try:
             async with asyncio.timeout(_QUEUE_SECONDS):
                 await self._free.acquire()
         except TimeoutError:
             return {"busy": True}
         try:
-            part = await asyncio.to_thread(read_part, self._store, dataset, array, list(chunks))
+            if boxes is None:
+                part = await asyncio.to_thread(read_part, self._store, dataset, array, list(chunks))
+            else:
+                part = await asyncio.to_thread(self._read_boxes, dataset, array, list(chunks), boxes)
             await self._deliver(comm, part, run)
             return Status.dont_reply
         finally:
             self._free.release()
 
+    def _read_boxes(self, dataset: str, array: str, chunks: Sequence[int], boxes: Sequence[Any]) -> Part:
+        parsed = [[tuple(slice(*bounds) for bounds in box) for box in of_chunk] for of_chunk in boxes]
+        with self._slots.take() as slot:
+            return read_boxes(self._store, dataset, array, chunks, parsed, slot)
+
     async def _deliver(self, comm: Comm, part: Part, run: str) -> None:
         acknowledge = len(part.data) > _ACKNOWLEDGED_NBYTES
-        rows = [(r.chunk, r.generation, r.nbytes, r.digest, r.recipe, r.inputs) for r in part.sound]
+        rows = [
+            (r.chunk, r.generation, r.nbytes, r.digest, r.recipe, r.inputs, *sent)
+            for r, sent in zip(part.sound, part.sent, strict=True)
+        ]
         answer = {"count": part.count, "sound": rows, "damaged": part.damaged, "node": self._store.node_id}
         try:
             await comm.write({**answer, "data": to_serialize(part.data), "acknowledge": acknowledge})

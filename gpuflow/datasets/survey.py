@@ -35,6 +35,11 @@ class Survey:
     _replicas: Mapping[str, Mapping[tuple[str, str], NDArray[Any]]]
     _tables: dict[tuple[str, str, int], ChunkTable] = field(default_factory=dict)
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Those that were asked."""
+        return tuple(sorted(self.calibrations))
+
     def table(self, dataset: str, array: str, count: int) -> ChunkTable:
         """What the nodes hold of an array of `count` chunks, one of those that were asked for."""
         assert self._selects(array), array

@@ -26,21 +26,24 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
     for part in chunks:
         array = part.array
         arrays[array.path] = {
-            "steps": [] if array.carried else [{step.kind: step.to_yaml_value()} for step in array.steps],
+            "steps": [] if array.carried else array.flow.operations(),
             "carried": array.carried,
             "waits_for_statistics": array.first_unresolved() is not None,
             "compute": _compute(array, select_backend(plan.spec.run.backend)),
             "slow_codecs": _slow_codecs(array),
+            "gathered": array.gathered,
+            "stored": [list(array.source.grid.chunks), list(array.target.grid.chunks)],
             "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
             "chunks": {
-                "total": array.source.grid.size,
+                "total": array.target.grid.size,
                 "pending": len(part.pending),
                 "skipped": part.skipped,
-                "lost": len(part.lost),
+                "lost": part.unmade,
             },
             "chunk_nbytes": array.source.chunk_nbytes,
             "read_nbytes": part.pending_nbytes,
-            "by_node": {node: count for node, count in part.table.chunks_by_node(part.pending).items() if count},
+            "by_node": {node: count for node, count in part.by_node().items() if count},
+            "ship_nbytes": part.ship_nbytes,
         }
     target = f"{plan.source.name} in place" if plan.spec.output.in_place else plan.target
     details = {
@@ -50,6 +53,8 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
         "fingerprint": plan.fingerprint(),
         "arrays": arrays,
     }
+    if plan.left_out:
+        details["left_out"] = list(plan.left_out)
     if plan.compressor is not None:
         details["compressor"] = {"name": plan.compressor.name, "why": plan.compressor.why}
     if memory is not None:
@@ -66,9 +71,9 @@ def _slow_codecs(array: ArrayPlan) -> str:
 
 def _compute(array: ArrayPlan, backend: Backend) -> str:
     """How the steps will run, or why not in one pass; nothing to say before the parameters are known."""
-    if not array.steps or array.first_unresolved() is not None:
+    if not array.steps or array.first_unresolved() is not None or not array.flow.is_chunkwise:
         return ""
-    return compile_steps(array.steps, array.spec_before(0), backend).describe()
+    return compile_steps(array.steps, array.specs[0], backend).describe()
 
 
 def plan_view(details: Mapping[str, Any]) -> RenderableType:
@@ -79,7 +84,7 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
         table.add_column(column)
     notes = []
     for path, array in details["arrays"].items():
-        names = [next(iter(step)) for step in array["steps"]]
+        names = [next(iter(step)) for step in array["steps"]] or ["stored anew"]
         before, after = array["dtype"]
         table.add_row(
             escape(path),
@@ -92,6 +97,10 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
         )
         if array["compute"]:
             notes.append(Text(f"{path}: {array['compute']}"))
+        if array["gathered"]:
+            before, after = (" x ".join(map(str, shape)) for shape in array["stored"])
+            ship = format_nbytes(array["ship_nbytes"])
+            notes.append(Text(f"{path}: stored objects of {before} become {after}; about {ship} will be shipped"))
         if array["slow_codecs"]:
             notes.append(Text(f"{path}: codec chain {array['slow_codecs']} goes through zarr-python, slow", style="yellow"))
         if array["waits_for_statistics"]:
@@ -104,6 +113,9 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
 def _whole(details: Mapping[str, Any]) -> list[Text]:
     """What is said of the plan as a whole."""
     lines = []
+    if left_out := details.get("left_out"):
+        names = ", ".join(left_out)
+        lines.append(Text(f"not carried over, as a dimension has another length now: {names}", style="yellow"))
     if choice := details.get("compressor"):
         lines.append(Text(f"compressor: {choice['name']} - {choice['why']}"))
     if memory := details.get("memory"):

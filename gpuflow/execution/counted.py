@@ -35,7 +35,7 @@ def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], kept: Kept, wall
 
 def _decoded_nbytes(run: Run, plan: Plan, chunks: Sequence[ChunkPlan]) -> int:
     """Of the chunks that were computed in the main pass, and of those that statistics were taken over, which are as large."""
-    computed = [(len(part.pending), part.array.source.chunk_nbytes) for part in chunks if not part.array.carried]
+    computed = [(len(part.pending), part.array.target.chunk_nbytes) for part in chunks if not part.array.carried]
     total = sum(count * nbytes for count, nbytes in computed)
     number = sum(count for count, _ in computed)
     sizes = [array.source.chunk_nbytes for array in plan.arrays if not array.carried]

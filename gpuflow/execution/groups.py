@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.pipelines.memory import share_size
 
 K = TypeVar("K", bound=Hashable)
 
@@ -39,15 +40,18 @@ def by_holders(chunks: Sequence[int], keys: Sequence[K], slots: Mapping[K, int],
 
 class Cutter:
     """The tasks of one `group` of chunks with the same holders, however many; `slots` threads are there for them, of the `threads` of the
-    cluster."""
+    cluster. together: most chunks of a task where those of one share what they read, so that few large tasks read less."""
 
-    def __init__(self, group: ChunkGroup, slots: int, threads: int = 1) -> None:
-        self._group, self._slots, self._next = group, slots, 0
+    def __init__(self, group: ChunkGroup, slots: int, threads: int = 1, together: int | None = None) -> None:
+        self._group, self._slots, self._next, self._together = group, slots, 0, together
         self._least_seconds = max(LEAST_SECONDS, _SCHEDULER_SECONDS * threads)
         self._most_seconds = max(MOST_SECONDS, self._least_seconds)
 
     def first(self) -> Iterator[ChunkGroup]:
         """Short tasks to begin with."""
+        if self._together is not None:
+            yield from self._shares(self._together)
+            return
         size = self._bounded(_FIRST_NBYTES * len(self._group.chunks) // max(self._group.work, 1))
         size = min(size, self._left // (_PARTS * self._slots))
         for _ in range(_FIRST_PER_SLOT * self._slots):
@@ -61,6 +65,11 @@ class Cutter:
         while self._left:
             size = max(self._left // (_PARTS * self._slots), min(round(least), fair))
             yield self._cut(self._bounded(min(size, round(most))))
+
+    def _shares(self, most: int) -> Iterator[ChunkGroup]:
+        size = share_size(self._left, self._slots, most)
+        while self._left:
+            yield self._cut(size)
 
     @property
     def _left(self) -> int:
@@ -80,8 +89,9 @@ def part_of(group: ChunkGroup, positions: Sequence[int]) -> ChunkGroup:
     """The same group with the chunks at some positions of it."""
     columns = (tuple(column[i] for i in positions) for column in (group.chunks, group.generations, group.newest))
     chunks, generations, newest = columns
+    inputs = tuple(group.inputs[i] for i in positions) if group.inputs else ()
     nbytes, work = (-(-total * len(positions) // len(group.chunks)) for total in (group.nbytes, group.work))
-    return replace(group, chunks=chunks, generations=generations, newest=newest, nbytes=nbytes, work=work)
+    return replace(group, chunks=chunks, generations=generations, newest=newest, inputs=inputs, nbytes=nbytes, work=work)
 
 
 def in_turn(cut: Sequence[Iterator[ChunkGroup]]) -> Iterator[tuple[int, ChunkGroup]]:

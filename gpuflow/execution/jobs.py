@@ -1,23 +1,30 @@
-"""The jobs of a pipeline: map the chunks of an array, carry them over, or take statistics over them."""
+"""The jobs of a pipeline: map the chunks of an array, gather them from several, carry them over, or take statistics over them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from gpuflow.backends.select import Backend
-from gpuflow.errors import ChunkCorrupt, StoreError
+from gpuflow.errors import SourceChanged, StoreError
+from gpuflow.execution.evaluate import Evaluation
+from gpuflow.execution.gather import Gathering
 from gpuflow.execution.lane import Lane
+from gpuflow.grid import Grid
 from gpuflow.pipelines.fingerprint import recipe
+from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import spec_of
 from gpuflow.reductions.requests import Reduction, Request, merge
 from gpuflow.reductions.tree import Node, collapse
-from gpuflow.steps.base import Region, Step
+from gpuflow.steps.base import ArraySpec, Operation, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.steps.place import Place, current
-from gpuflow.storage.codecs import ArrayCodec, Block, CodecError
+from gpuflow.storage.blocks import decode_chunk
+from gpuflow.storage.codecs import ArrayCodec, Block
 from gpuflow.storage.manifest import UNKNOWN, Replica
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
@@ -26,17 +33,9 @@ def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block, Region]:
     """The valid part of a chunk, decoded, and where in the array it lies. ChunkCorrupt when verified bytes do not decode: they came
     damaged from the source."""
     replica, data = lane.read(chunk)
-    codec = lane.codec
     with lane.tally.timed("decode"):
-        if replica.digest == EMPTY:
-            block = codec.filled()
-        else:
-            try:
-                block = codec.decode(data, lane.slot)
-            except CodecError as error:
-                name = lane.store.record(lane.group.dataset).chunk_name(lane.group.array, chunk)
-                raise ChunkCorrupt(name, lane.store.node_id, f"does not decode ({error})") from error
-        region = codec.metadata.grid.region(chunk)
+        block = decode_chunk(lane.codec, lane.store, replica, data, lane.slot)
+        region = lane.codec.metadata.grid.region(chunk)
         extent = tuple(part.stop - part.start for part in region)
     return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
 
@@ -52,17 +51,16 @@ def apply_steps(
         kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), backend)
         extent = block.shape
         out = target.place(extent, lane.slot) if target else lane.slot.computed.array(extent, kernel.out_dtype)
-        if any(step.runs_programs for step in steps):
-            current.set(_place(lane, region))
+        set_place(lane, lane.codec.metadata, region, steps)
         return kernel(block, region, out)
 
 
-def _place(lane: Lane, region: Region) -> Place:
-    """Which chunk the part `region` of the array is."""
-    metadata = lane.codec.metadata
-    grid = metadata.grid
-    chunk = grid.ravel(tuple(part.start // size for part, size in zip(region, grid.chunks, strict=True)))
-    return Place(lane.group.dataset, lane.group.array, metadata.key(chunk), lane.store.writer.folder)
+def set_place(lane: Lane, metadata: ArrayMetadata, region: Region, steps: Sequence[Operation]) -> None:
+    """Say to steps that run programs which chunk is worked on: the one of `metadata` that begins where `region` does."""
+    if any(step.runs_programs for step in steps):
+        grid = metadata.grid
+        chunk = grid.ravel(tuple(part.start // size for part, size in zip(region, grid.chunks, strict=True)))
+        current.set(Place(lane.group.dataset, lane.group.array, metadata.key(chunk), lane.store.writer.folder))
 
 
 def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], backend: Backend) -> Block:
@@ -199,3 +197,114 @@ class StatisticsJob:
         """Partial results by tree node."""
         size = lane.codec.metadata.grid.size
         return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, merge)
+
+
+@dataclass(frozen=True)
+class GatherJob:
+    """Chunks of `target`, each computed by `flow` from parts of several chunks of the source.
+
+    records: the source, and the dataset that is written. made_by: fingerprint of the flow and the stored form."""
+
+    records: tuple[DatasetRecord, ...]
+    flow: Flow
+    made_by: str
+    durable: bool = True
+    backend: Backend = "numba"
+
+    @property
+    def target(self) -> str:
+        """The dataset that is written."""
+        return self.records[-1].name
+
+    def prepare(self, array: str) -> None:
+        """Compile the steps."""
+        grid = self.records[-1].array(array).grid
+        if grid.size:
+            warm_up(self.records[0], self.flow, grid.region(0), self.backend)
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Skip a chunk that is done; the first that is not has everything read for the whole group."""
+        there, inputs = lane.there(self.target), dict(zip(lane.group.chunks, lane.group.inputs, strict=True))
+
+        def is_done(number: int) -> bool:
+            return number in there and there[number].recipe == recipe(self.made_by, inputs[number])
+
+        if is_done(chunk):
+            return lane.skip()
+        target = lane.codec_of(self.target)
+        grid = target.metadata.grid
+        specs = specs_of(self.records[0], self.flow)
+        if lane.shared is None:
+            regions = {number: grid.region(number) for number in lane.group.chunks if not is_done(number)}
+            lane.shared = Gathering(lane, self.records[0], self.flow, specs, regions)
+        boxes, found = lane.shared.take(chunk)
+        if found != inputs[chunk]:
+            raise SourceChanged(self.records[0].name)
+        region = grid.region(chunk)
+        set_place(lane, target.metadata, region, self.flow.applied)
+        with lane.tally.timed("compute"):
+            evaluate = Evaluation(self.flow, specs, self.backend)
+            block = evaluate(boxes, region, lambda shape, _: target.place(shape, lane.slot))
+        with lane.tally.timed("encode"):
+            data = target.encode(block, lane.slot)
+        with lane.tally.timed("commit"):
+            replica, here = lane.output(self.target, chunk, data, recipe(self.made_by, found), found)
+            staged = lane.store.stage(replica, data, replaces=here, durable=self.durable)
+        lane.add(staged)
+
+    def result(self, lane: Lane) -> None:
+        """Everything is in the manifest."""
+
+
+@dataclass(frozen=True)
+class GatherStatisticsJob:
+    """What is asked of parts of what `flow` makes of the source, as large as `grid` cuts it; merged on the worker as far as the tree over
+    all parts allows."""
+
+    records: tuple[DatasetRecord, ...]
+    flow: Flow
+    grid: Grid
+    request: Request
+    durable: bool = True
+    backend: Backend = "numba"
+
+    def prepare(self, array: str) -> None:
+        """Compile the steps and the reduction."""
+        if self.grid.size:
+            self.request.of(warm_up(self.records[0], self.flow, self.grid.region(0), self.backend))
+
+    def process(self, lane: Lane, chunk: int) -> None:
+        """Of one part, placed in the kept axes of the whole."""
+        specs = specs_of(self.records[0], self.flow)
+        if lane.shared is None:
+            regions = {number: self.grid.region(number) for number in lane.group.chunks}
+            lane.shared = Gathering(lane, self.records[0], self.flow, specs, regions)
+        boxes, _ = lane.shared.take(chunk)
+        region, keep = self.grid.region(chunk), self.request.keep
+        set_place(lane, lane.codec.metadata, region, self.flow.applied)
+        with lane.tally.timed("compute"):
+            block = Evaluation(self.flow, specs, self.backend)(boxes, region, lane.slot.computed.array)
+            part = self.request.of(block)
+            part = part.embed(tuple(self.grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
+        lane.keep(chunk, part)
+
+    def result(self, lane: Lane) -> dict[Node, Reduction]:
+        """Partial results by tree node."""
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, merge)
+
+
+def specs_of(record: DatasetRecord, flow: Flow) -> tuple[ArraySpec, ...]:
+    """What comes out of each node of a flow over the arrays of `record`."""
+    return flow.specs({path: spec_of(record.array(path)) for path in flow.paths})
+
+
+def warm_up(record: DatasetRecord, flow: Flow, region: Region, backend: Backend) -> Block:
+    """Have the machine code of a flow made or loaded; what it makes of zeros for the part `region` of its result."""
+    specs = specs_of(record, flow)
+    if any(operation.runs_programs for operation in flow.applied):  # on real chunks only
+        return np.zeros([axis.stop - axis.start for axis in region], specs[-1].dtype)
+    pulled = flow.pulls(specs, region)
+    boxes = {
+        path: (box, np.zeros([axis.stop - axis.start for axis in box], record.array(path).dtype)) for path, box in pulled.items()
+    }
+    return Evaluation(flow, specs, backend)(boxes, region, np.empty)

@@ -89,6 +89,8 @@ class Lane:
     staged: list[Staged] = field(default_factory=list)
     kernel: Kernel | None = None
     """What the job's steps were compiled to, once it has been looked up."""
+    shared: Any = None
+    """What a job keeps from one chunk of the group to the next."""
     _elsewhere: set[int] = field(default_factory=set)
     """Chunks that are damaged here and held by others: those do them."""
     _staged_nbytes: int = 0

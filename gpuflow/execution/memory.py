@@ -13,7 +13,7 @@ from gpuflow.cluster.launch import share_out
 from gpuflow.datasets.catalog import ChunkTable, Nodes
 from gpuflow.datasets.sizes import stored_sizes
 from gpuflow.datasets.survey import Survey
-from gpuflow.pipelines.memory import Prediction, WorkerRoom, check, need_to_map, need_to_read
+from gpuflow.pipelines.memory import Prediction, WorkerRoom, check, need_to_gather, need_to_map, need_to_read
 from gpuflow.pipelines.plan import Plan
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import NodeStore
@@ -23,10 +23,13 @@ _PAUSE = 0.8  # Dask's default for distributed.worker.memory.pause
 
 def check_memory(nodes: Nodes, found: Survey, plan: Plan, workers: int | None = None) -> Prediction | None:
     """What the tightest worker would need. PlanTooLarge when it has not that much. workers: as for `rooms`."""
-    tables = [(array, found.table(plan.source.name, array.path, array.source.grid.size)) for array in plan.arrays]
-    return check(
-        [need_to_map(array, stored_sizes(table)) for array, table in tables if table.present.any()], rooms(nodes, workers)
-    )
+    there, needs = rooms(nodes, workers), []
+    for array in plan.arrays:
+        tables = [found.table(plan.source.name, path, array.sources[path].grid.size) for path in array.flow.paths]
+        sizes = [stored_sizes(table) for table in tables]
+        if all(size.chunks for size in sizes):
+            needs.append(need_to_gather(array, sizes, there) if array.gathered else need_to_map(array, sizes[0]))
+    return check(needs, there)
 
 
 def check_reading(nodes: Nodes, path: str, metadata: ArrayMetadata, table: ChunkTable) -> None:

@@ -17,6 +17,7 @@ from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Job
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
 from gpuflow.execution.tally import Failure
+from gpuflow.pipelines.plan import ChunkPlan
 from gpuflow.storage.record import DatasetRecord
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,31 @@ class Run:
         whole = sum(threads.values())
         grouped = by_holders(chunks, keys, slots, whole)
         return [Batch(self._group(array, part, table, newest, movable=movable), job, busy, whole) for _, part, busy in grouped]
+
+    def gathered(self, job: Job, dataset: str, array: str, part: ChunkPlan, most: int) -> list[Batch]:
+        """The pending chunks of `array` of `dataset`, which are computed from several, each where most of these lie. most: chunks of a
+        task."""
+        gathers, threads = part.gathers, self.threads()
+        assert gathers is not None, array
+        whole = sum(threads.values())
+        places = {chunk: place for place, chunk in enumerate(part.pending)}
+        batches = []
+        for home, chunks, busy in by_holders(part.pending, gathers.homes, threads, whole):
+            rows = [places[chunk] for chunk in chunks]
+            group = ChunkGroup(
+                run=self.run_id,
+                dataset=dataset,
+                array=array,
+                chunks=tuple(chunks),
+                generations=(0,) * len(chunks),
+                newest=tuple(part.newest[chunk] for chunk in chunks),
+                nbytes=sum(gathers.local_nbytes[row] for row in rows),
+                work=sum(gathers.nbytes[row] for row in rows),
+                homes=(home,),
+                inputs=tuple(gathers.inputs[row] for row in rows),
+            )
+            batches.append(Batch(group, job, busy, whole, most))
+        return batches
 
     def pinned(self, job: Job, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable) -> list[Batch]:
         """Chunks of an array of the source for `job`, each on the node that is named."""

@@ -22,15 +22,16 @@ from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
 from gpuflow.execution.copies import check_nodes, refresh
 from gpuflow.execution.counted import bound_of
-from gpuflow.execution.jobs import CarryJob, MapJob
+from gpuflow.execution.jobs import CarryJob, GatherJob, MapJob
 from gpuflow.execution.lane import Job
-from gpuflow.execution.memory import check_memory
+from gpuflow.execution.memory import check_memory, rooms
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
+from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.steps.exec import ALLOW
@@ -73,9 +74,11 @@ def _run(
     if run.statistics_chunks:  # it may be long ago that the nodes were asked
         found = look(connection, spec)
     chunks = plan_all_chunks(found, plan)
-    for part in chunks:
-        run.record_lost(part.array.path, part.lost, part.table.nodes)
-    work = [item for part in chunks for item in _work(run, plan, part, record)]
+    lost = {(path, number) for part in chunks for path, numbers in part.lost.items() for number in numbers}
+    for path, number in sorted(lost):
+        run.record_lost(path, [number], found.nodes)
+    room = gather_nbytes(rooms(connection))
+    work = [item for part in chunks for item in _work(run, plan, part, record, room)]
     if spec.output.snapshot is not None and work:
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
     record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
@@ -144,10 +147,9 @@ def plan_all_chunks(found: Survey, plan: Plan) -> list[ChunkPlan]:
     """Chunk by chunk, what is to be done. Steps must be resolved, else everything counts as pending."""
     plans = []
     for array in plan.arrays:
-        size = array.source.grid.size
-        source = found.table(plan.source.name, array.path, size)
-        target = None if plan.spec.output.in_place else found.table(plan.target, array.path, size)
-        plans.append(plan_chunks(array, array.made_by(plan.level), source, target))
+        sources = {path: found.table(plan.source.name, path, array.sources[path].grid.size) for path in array.flow.paths}
+        target = None if plan.spec.output.in_place else found.table(plan.target, array.path, array.target.grid.size)
+        plans.append(plan_chunks(array, array.made_by(plan.level), sources, target))
     return plans
 
 
@@ -172,17 +174,21 @@ def _check_complete(connection: Connection, level: int, record: DatasetRecord) -
     below = record.transforms[-1]["steps"] if record.transforms else {}
     for path, steps in below.items():
         metadata = record.array(path)
-        array = ArrayPlan(path, metadata, metadata, steps_from(steps))
+        array = ArrayPlan.mapped(path, metadata, metadata, steps_from(steps))
         table = catalog.chunk_table(connection, record.name, path, metadata.grid.size)
-        if plan_chunks(array, array.made_by(level - 1), table, None).pending:
+        if plan_chunks(array, array.made_by(level - 1), {path: table}, None).pending:
             raise NameTaken(record.name, "is in the middle of another in-place pipeline; run that one again to finish it first")
 
 
-def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord) -> list[Batch]:
-    """The tasks of one array. What is changed in place stays on its node, in one manifest's transactions."""
+def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: int) -> list[Batch]:
+    """The tasks of one array. What is changed in place stays on its node, in one manifest's transactions. room: bytes that a task may
+    gather."""
     array, in_place, durable = part.array, plan.spec.output.in_place, plan.spec.run.durability == "durable"
     records = (plan.source,) if in_place else (plan.source, record)
     job: Job
+    if array.gathered:
+        gather = GatherJob(records, array.flow, part.made_by, durable, select_backend(plan.spec.run.backend))
+        return run.gathered(gather, plan.target, array.path, part, chunks_of_a_task(array, room))
     if array.carried:
         job = CarryJob(records, plan.target, part.made_by, durable)
     else:
@@ -199,7 +205,7 @@ def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence
         fingerprint=plan.fingerprint(),
         target=plan.target,
         routing=run.connection.info()["routing"],
-        total=sum(array.source.grid.size for array in plan.arrays),
+        total=sum(array.target.grid.size for array in plan.arrays),
         planned_skips=sum(part.skipped for part in chunks),
         wall_seconds=wall_seconds,
         statistics_chunks=run.statistics_chunks,

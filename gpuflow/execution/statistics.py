@@ -16,18 +16,24 @@ from gpuflow.backends.select import Backend, select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.datasets.catalog import merge as merge_reports
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import RunFailed
-from gpuflow.execution.jobs import StatisticsJob
+from gpuflow.execution.jobs import GatherStatisticsJob, StatisticsJob
 from gpuflow.execution.lane import Job
-from gpuflow.execution.memory import check_reading
+from gpuflow.execution.memory import check_reading, rooms
 from gpuflow.execution.passes import Run
+from gpuflow.execution.submit import Batch
 from gpuflow.pipelines.fingerprint import fingerprint
-from gpuflow.pipelines.plan import ArrayPlan, Plan, steps_identity
+from gpuflow.pipelines.flow import Apply, Flow
+from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
+from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_identity
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.requests import MomentsRequest, Request, merge
 from gpuflow.reductions.tree import Node, root
 from gpuflow.steps.base import Step
+from gpuflow.storage.metadata import ArrayMetadata
+from gpuflow.storage.record import DatasetRecord
 
 Missing = tuple[ArrayPlan, int, Request, str]
 """An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
@@ -54,11 +60,11 @@ def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
         plan, missing = look_up(found, plan)
         if not missing:
             return plan
-        computed = {}
+        computed: dict[str, Any] = {}
         for array, number, request, key in missing:
-            table = found.table(plan.source.name, array.path, array.source.grid.size)
-            backend = select_backend(plan.spec.run.backend)
-            value = reduce_array(run, array.path, table, request, array.steps[:number], backend)
+            if key in computed:
+                continue
+            value = _of_flow(run, found, plan, array.flow.before(number), request)
             if value is None:
                 return plan
             computed[key] = value.to_dict()
@@ -66,6 +72,36 @@ def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
         source = source.next(statistics={**source.statistics, **computed})
         catalog.publish(run.connection, source)
         plan = replace(plan, source=source)
+
+
+def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: Request) -> Any:
+    """What is asked of what `flow` makes of the source; None when chunks failed."""
+    backend = select_backend(plan.spec.run.backend)
+    tables = {path: found.table(plan.source.name, path, plan.source.array(path).grid.size) for path in flow.paths}
+    if flow.is_chunkwise:
+        path = flow.paths[0]
+        return reduce_array(run, path, tables[path], request, flow.steps or (), backend)
+    array, made_by = virtual_array(plan.source, flow)
+    grid = array.target.grid
+    if not grid.size:
+        return request.empty(tuple(grid.shape[axis] for axis in request.keep))
+    nothing = merge_reports({}, grid.size)
+    part = plan_chunks(array, made_by, tables, nothing)
+    for path, numbers in part.lost.items():
+        run.record_lost(path, numbers, found.nodes)
+    job: Job = GatherStatisticsJob((plan.source,), flow, grid, request, backend=backend)
+    room = chunks_of_a_task(array, gather_nbytes(rooms(run.connection)))
+    return _reduced(run, run.gathered(job, plan.source.name, flow.paths[0], part, room), grid.size)
+
+
+def virtual_array(source: DatasetRecord, flow: Flow) -> tuple[ArrayPlan, str]:
+    """What `flow` makes of the source as if it were stored, cut as comes naturally, and its fingerprint."""
+    sources = {path: source.array(path) for path in flow.paths}
+    specs = flow.specs({path: spec_of(metadata) for path, metadata in sources.items()})
+    chunks = flow.cut(specs, {path: metadata.grid.chunks for path, metadata in sources.items()})
+    target = ArrayMetadata.create(specs[-1].shape, chunks, specs[-1].dtype, compressor="none")
+    array = ArrayPlan(flow.name, sources, target, flow)
+    return array, array.made_by(None)
 
 
 def reduce_array(
@@ -77,7 +113,10 @@ def reduce_array(
         return request.empty(tuple(grid.shape[axis] for axis in request.keep))
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
     job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
-    work = run.batches(job, array, np.flatnonzero(table.present).tolist(), table)
+    return _reduced(run, run.batches(job, array, np.flatnonzero(table.present).tolist(), table), grid.size)
+
+
+def _reduced(run: Run, work: Sequence[Batch], parts: int) -> Any:
     run.prepare(work)
     result = run.submit("statistics", work)
     run.statistics_chunks += result.tally.done
@@ -85,7 +124,7 @@ def reduce_array(
     if run.stopped:
         return None
     partial: dict[Node, Any] = {node: part for value in result.values for node, part in value.items()}
-    return root(partial, grid.size, merge)
+    return root(partial, parts, merge)
 
 
 def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
@@ -107,13 +146,20 @@ def compute_moments(connection: Connection, dataset: str, array: str, keep: tupl
 
 def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: Request) -> str:
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
-    table = found.table(plan.source.name, array.path, array.source.grid.size)
-    chunks = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
-    before = steps_identity(array.steps[:number])
-    return fingerprint({request.kind: request.key(), **before, "array": array.path, "of": chunks})
+    flow = array.flow.before(number)
+    digests = {}
+    for path in flow.paths:
+        table = found.table(plan.source.name, path, plan.source.array(path).grid.size)
+        digests[path] = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
+    if flow.is_chunkwise:
+        (path, chunks), before = next(iter(digests.items())), steps_identity(flow.steps or ())
+        return fingerprint({request.kind: request.key(), **before, "array": path, "of": chunks})
+    return fingerprint({request.kind: request.key(), "flow": flow.to_data(), "of": digests})
 
 
 def _resolved(plan: Plan, array: ArrayPlan, number: int, statistics: Any) -> ArrayPlan:
-    where = f"{plan.source.name}/{array.path}"
-    step = array.steps[number].resolve(array.spec_before(number), statistics, where)
-    return replace(array, steps=(*array.steps[:number], step, *array.steps[number + 1 :]))
+    node = array.flow.nodes[number]
+    assert isinstance(node, Apply), node
+    assert isinstance(node.operation, Step), node
+    step = node.operation.resolve(array.specs[node.of[0]], statistics, f"{plan.source.name}/{array.path}")
+    return replace(array, flow=array.flow.with_step(number, step))

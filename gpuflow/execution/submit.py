@@ -63,12 +63,13 @@ class Outcome:
 
 class Batch(NamedTuple):
     """Chunks of one array with the same holders, any number of them, what is to be done to them, and how many threads are there for it,
-    out of how many in the cluster."""
+    out of how many in the cluster. together: see `Cutter`."""
 
     group: ChunkGroup
     job: Job
     slots: int
     threads: int = 1
+    together: int | None = None
 
 
 class Submission:
@@ -115,7 +116,7 @@ class Submission:
         return self.outcome
 
     def _cut_first(self, work: Sequence[Batch]) -> list[tuple[ChunkGroup, Job, int]]:
-        cutters = [Cutter(batch.group, batch.slots, batch.threads) for batch in work]
+        cutters = [Cutter(batch.group, batch.slots, batch.threads, batch.together) for batch in work]
         for batch, cutter in zip(work, cutters, strict=True):
             self._uncut.setdefault((id(batch.job), batch.group.array), []).append(cutter)
         return [(group, work[number].job, 1) for number, group in in_turn([cutter.first() for cutter in cutters])]

@@ -152,7 +152,7 @@ def _recompute(connection: Connection, record: DatasetRecord, findings: list[Fin
     wanted = {(finding.array, finding.index) for finding in findings}
     chunks = plan_all_chunks(found, plan)
     pending = {(part.array.path, chunk) for part in chunks for chunk in part.pending}
-    if missing or not pending <= wanted or any(part.lost for part in chunks):
+    if missing or not pending <= wanted or any(part.unmade for part in chunks):
         raise CannotRepair(record.name, f"its source {spec.source.dataset!r} has changed since, or has lost chunks too")
     run_pipeline(connection, spec)
 

@@ -61,7 +61,7 @@ def stages(record: DatasetRecord, array: str, rows: NDArray[Any]) -> list[str]:
     metadata = record.array(array)
     for level, transform in enumerate(record.transforms):
         if array in transform["steps"] and len(rows):
-            made_by = ArrayPlan(array, metadata, metadata, steps_from(transform["steps"][array])).made_by(level)
+            made_by = ArrayPlan.mapped(array, metadata, metadata, steps_from(transform["steps"][array])).made_by(level)
             found[rows["recipe"] == recipes(made_by, rows["inputs"])] = f"in-place pipeline {level + 1}"
     found[rows["generation"] == 0] = MISSING
     return list(found)

@@ -15,7 +15,7 @@ from gpuflow.errors import ConfigError, Problem
 from gpuflow.pipelines.overrides import override
 from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
-from gpuflow.steps.base import Step
+from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import StepError, describe, nearest
 from gpuflow.steps.registry import find, known
 
@@ -112,7 +112,7 @@ class _Builder:
             return None
         return self._validate(model, value, path)
 
-    def _steps(self, listed: Any) -> list[Step]:
+    def _steps(self, listed: Any) -> list[Operation]:
         if listed is None:
             return []
         if not isinstance(listed, list | tuple):
@@ -123,7 +123,7 @@ class _Builder:
         steps = [self._step(item, ("steps", position)) for position, item in enumerate(listed)]
         return [step for step in steps if step is not None]
 
-    def _step(self, item: Any, path: Path) -> Step | None:
+    def _step(self, item: Any, path: Path) -> Operation | None:
         if isinstance(item, str):
             item = {item: None}
         if not isinstance(item, Mapping) or not item:
@@ -145,7 +145,7 @@ class _Builder:
         params = self._params(step, item[kind], below)
         return None if params is None else self._validate(step, params, below)
 
-    def _params(self, step: type[Step], value: Any, path: Path) -> Mapping[str, Any] | None:
+    def _params(self, step: type[Operation], value: Any, path: Path) -> Mapping[str, Any] | None:
         """A step's parameters by name, from its shorthand too."""
         if value is None:
             return {}

@@ -12,6 +12,7 @@ from math import prod
 from gpuflow.datasets.sizes import StoredSizes
 from gpuflow.errors import PlanTooLarge
 from gpuflow.pipelines.plan import ArrayPlan
+from gpuflow.pipelines.pulls import pulls_of
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.metadata import ArrayMetadata
@@ -22,6 +23,9 @@ _SERVED, _FETCHED = 4, 2
 _PART_NBYTES = 8 * 2**20
 """Parts that a worker holds for its peers at once, and that a thread has of theirs: one under way, one in its hands. What a part may have:
 see cluster/serving.py. Chunks as large as a part are kept at once; of smaller ones a part more is in the slack."""
+_MOST_GATHERED_NBYTES, _GATHERED_SHARE = 2**30, 0.5
+"""Of a task, and of what a thread may use: more would be read less often, but be lost with a worker, and leave fewer tasks to share out."""
+_SHARES_PER_SLOT = 3
 _BOUND = 1.01
 """Compressors are given memory for their worst case, which is less than 1% above the data."""
 
@@ -38,13 +42,14 @@ class WorkerRoom:
 @dataclass(frozen=True, slots=True)
 class Need:
     """What an array takes. chunks: their number; slot_nbytes: of the buffers that the largest passes through; moved_nbytes: of the
-    largest, encoded, as peers ask for it."""
+    largest, encoded, as peers ask for it; served_nbytes: of buffers in which parts of it are decoded for peers."""
 
     array: str
     source: ArrayMetadata
     chunks: int
     slot_nbytes: int
     moved_nbytes: int
+    served_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +70,73 @@ def need_to_map(array: ArrayPlan, stored: StoredSizes) -> Need:
     if array.carried:
         return Need(array.path, array.source, stored.chunks, stored.largest_nbytes, stored.largest_nbytes)
     slot = need_to_read(array.path, array.source, stored).slot_nbytes + _computed_nbytes(array)
-    target = array.target.chunk_nbytes
+    return Need(array.path, array.source, stored.chunks, slot + _encoded_nbytes(array), stored.largest_nbytes)
+
+
+def _encoded_nbytes(array: ArrayPlan) -> int:
+    """A chunk at the edge, padded, and what comes of it."""
+    target, nbytes = array.target.chunk_nbytes, 0
     if any(size % chunk for size, chunk in zip(array.target.grid.shape, array.target.grid.chunks, strict=True)):
-        slot += target
+        nbytes += target
     if not _is_raw(array.target):
-        slot += int(target * _BOUND) * _copies(array.target)
-    return Need(array.path, array.source, stored.chunks, slot, stored.largest_nbytes)
+        nbytes += int(target * _BOUND) * _copies(array.target)
+    return nbytes
+
+
+def gather_nbytes(workers: Sequence[WorkerRoom]) -> int:
+    """Bytes that a task may gather from several chunks, on whatever worker it comes to run."""
+    rooms = [(worker.nbytes - PROCESS_NBYTES) // max(worker.threads, 1) for worker in workers]
+    return max(0, min([_MOST_GATHERED_NBYTES, *(int(room * _GATHERED_SHARE) for room in rooms)]))
+
+
+def share_size(chunks: int, slots: int, most: int) -> int:
+    """Chunks of a task where those of one task share what they read: a few tasks for each thread, of at most `most` chunks."""
+    return max(1, min(most, -(-chunks // (_SHARES_PER_SLOT * slots))))
+
+
+def chunks_of_a_task(array: ArrayPlan, room: int) -> int:
+    """How many chunks of an array that is gathered a task may make. room: bytes that it may gather."""
+    return max(1, room // max(1, _pulled_nbytes(array)))
+
+
+def need_to_gather(array: ArrayPlan, stored: Sequence[StoredSizes], workers: Sequence[WorkerRoom]) -> Need:
+    """What the chunks of one task are computed from, and the buffers that chunks pass through on the way in and out. stored: of the
+    arrays that are read, in their order."""
+    grid = array.target.grid
+    reads = [need_to_read(path, array.sources[path], one) for path, one in zip(array.flow.paths, stored, strict=True)]
+    threads = sum(worker.threads for worker in workers)
+    chunks = share_size(grid.size, max(threads, 1), chunks_of_a_task(array, gather_nbytes(workers)))
+    read = max(one.slot_nbytes for one in reads)
+    computed = _evaluated_nbytes(array)
+    slot = read + chunks * _pulled_nbytes(array) + computed + _encoded_nbytes(array)
+    moved = max(max(one.moved_nbytes for one in reads), min(_pulled_nbytes(array), _PART_NBYTES))
+    return Need(array.path, array.source, -(-grid.size // chunks), slot, moved, read)
+
+
+def _pulled_nbytes(array: ArrayPlan) -> int:
+    """Decoded bytes that a chunk is computed from, of the one of a few that needs most."""
+    grid = array.target.grid
+    if not grid.size:
+        return 0
+    few = {0, grid.size - 1, grid.ravel(tuple(count // 2 for count in grid.counts))}
+    return max(
+        sum(int(one.nbytes.sum()) for one in pulls_of(array.flow, array.specs, array.sources, grid.region(chunk)))
+        for chunk in few
+    )
+
+
+def _evaluated_nbytes(array: ArrayPlan) -> int:
+    """What the steps' results take: nothing when there are none, one block when they are one pass over one array, else three of the
+    widest: a step's input, a temporary, its result."""
+    steps = array.steps
+    if len(array.flow.nodes) == 1:
+        return 0
+    elements = prod(array.target.grid.chunks)
+    widest = max(spec.dtype.itemsize for spec in array.specs)
+    if array.flow.is_chunkwise and (array.first_unresolved() is not None or compile_steps(steps, array.specs[0]).fused):
+        return elements * widest
+    pulled = max(_pulled_nbytes(array), elements * widest)
+    return 3 * pulled * max(widest, 8) // widest
 
 
 def need_to_read(path: str, metadata: ArrayMetadata, stored: StoredSizes) -> Need:
@@ -103,11 +169,12 @@ def _computed_nbytes(array: ArrayPlan) -> int:
     if not array.steps:
         return 0
     elements = prod(array.source.grid.chunks)
-    widest = max(array.spec_before(number + 1).dtype.itemsize for number in range(len(array.steps)))
+    before, *after = array.specs
+    widest = max(spec.dtype.itemsize for spec in after)
     waits = array.first_unresolved() is not None
-    if waits or compile_steps(array.steps, array.spec_before(0)).fused:
+    if waits or compile_steps(array.steps, before).fused:
         return elements * widest
-    return elements * 3 * max(widest, array.spec_before(0).dtype.itemsize, 8)
+    return elements * 3 * max(widest, before.dtype.itemsize, 8)
 
 
 def predict(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction | None:
@@ -121,7 +188,8 @@ def _nbytes(need: Need, threads: int, several: bool) -> int:
     """several: chunks may also be served to peers, and fetched from them."""
     busy = min(threads, need.chunks)
     part = max(need.moved_nbytes, min(_PART_NBYTES, need.chunks * need.moved_nbytes))
-    return PROCESS_NBYTES + busy * need.slot_nbytes + (_SERVED + _FETCHED * busy) * (part if several else 0)
+    peers = (_SERVED + _FETCHED * busy) * part + _SERVED * need.served_nbytes
+    return PROCESS_NBYTES + busy * need.slot_nbytes + (peers if several else 0)
 
 
 def check(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction | None:

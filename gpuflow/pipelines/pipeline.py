@@ -96,11 +96,19 @@ class Pipeline:
         """Any step by its name in YAML, such as one of an installed distribution."""
         return self._then(kind, **parameters)
 
-    def to(self, dataset: str, *, compressor: str | None = None, chunks: str | Sequence[int] | None = None) -> Pipeline:
+    def to(
+        self,
+        dataset: str,
+        *,
+        compressor: str | None = None,
+        chunks: str | Sequence[int] | Mapping[str, int] | None = None,
+        shards: str | Sequence[int] | Mapping[str, int] | None = None,
+    ) -> Pipeline:
         """Write to a new dataset. compressor: none, zstd (the default), gzip, blosc, lz4, or auto: the soonest to finish.
 
-        chunks: auto (the default), whole, or the shape of the inner chunks that stored objects are cut into."""
-        return replace(self, output=_given(dataset=dataset, compressor=compressor, chunks=chunks))
+        chunks: auto (the default), whole, or the shape of the inner chunks that stored objects are cut into; shards: auto (the default),
+        or the shape of the stored objects. Sizes by dimension too: {"time": 1}, where the other dimensions are whole."""
+        return replace(self, output=_given(dataset=dataset, compressor=compressor, chunks=chunks, shards=shards))
 
     def in_place(self, *, snapshot: str | None = None) -> Pipeline:
         """Write over the source. snapshot: tag of a snapshot that is taken first."""

@@ -6,65 +6,88 @@ read."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
-from gpuflow.pipelines.fingerprint import fingerprint, recipes
+from gpuflow.pipelines.fingerprint import fingerprint, recipe, recipes
+from gpuflow.pipelines.flow import Apply, Flow
+from gpuflow.pipelines.pulls import Homes, inputs_digest, pulls_of
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
-from gpuflow.steps.base import ArraySpec, Request, Step, StepError
+from gpuflow.pipelines.stored import cut
+from gpuflow.pipelines.table import Tables
+from gpuflow.steps.base import ArraySpec, Operation, Request, Step
 from gpuflow.steps.registry import find
-from gpuflow.storage.inner_chunks import inner_chunks
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 
 
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One array of the output. steps: bound to the array, those that need statistics perhaps not yet resolved; none for an array that is
-    carried over unchanged."""
+    """One array of the output. sources: the arrays of the source that it is computed from. flow: how; its steps are bound, those that
+    need statistics perhaps not yet resolved; a mere read for an array that is carried over, or only stored otherwise."""
 
     path: str
-    source: ArrayMetadata
+    sources: Mapping[str, ArrayMetadata]
     target: ArrayMetadata
-    steps: tuple[Step, ...] = ()
+    flow: Flow
+
+    @classmethod
+    def mapped(cls, path: str, source: ArrayMetadata, target: ArrayMetadata, steps: Sequence[Step] = ()) -> ArrayPlan:
+        """Of `steps` over the array of the same path."""
+        return cls(path, {path: source}, target, Flow.chain(path, steps))
+
+    @property
+    def source(self) -> ArrayMetadata:
+        """The array of the source that it is computed from, the first one where there are several."""
+        return self.sources[self.flow.paths[0]]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps on the way, in order, without what joins arrays."""
+        return tuple(node.operation for node in self.flow.nodes if isinstance(node, Apply) and isinstance(node.operation, Step))
 
     @property
     def carried(self) -> bool:
         """Whether the encoded chunks are taken over as they are."""
-        return not self.steps and self.source.document == self.target.document
+        return len(self.flow.nodes) == 1 and self.source.document == self.target.document
+
+    @property
+    def gathered(self) -> bool:
+        """Whether a chunk is computed from others than the one chunk at its place."""
+        return not self.flow.is_chunkwise or self.source.grid != self.target.grid
 
     def made_by(self, level: int | None) -> str:
         """Fingerprint of what makes this array's chunks. level: number of in-place pipelines applied before; None for a new dataset, to
         which the same steps may then be applied in place."""
         codecs = [self.target.document["data_type"], self.target.document["codecs"], list(self.target.grid.chunks)]
+        if self.gathered:
+            return fingerprint({"flow": self.flow.to_data(), "stored": codecs})
         return fingerprint({**steps_identity(self.steps), "stored": codecs, "level": level})
 
-    def spec_before(self, number: int) -> ArraySpec:
-        """The array as step `number` sees it."""
-        spec = spec_of(self.source)
-        for step in self.steps[:number]:
-            spec = step.check(spec)
-        return spec
+    @cached_property
+    def specs(self) -> tuple[ArraySpec, ...]:
+        """What comes out of each node of the flow."""
+        return self.flow.specs({path: spec_of(self.sources[path]) for path in self.flow.paths})
 
     def first_unresolved(self) -> tuple[int, Request] | None:
-        """The first step that waits for statistics, and what it asks for."""
-        for number, step in enumerate(self.steps):
-            if (request := step.needs(self.spec_before(number))) is not None:
-                return number, request
-        return None
+        """The first node of the flow whose step waits for statistics, and what it asks for."""
+        return None if len(self.flow.nodes) == 1 else self.flow.first_unresolved(self.specs)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A checked pipeline over a real dataset. declared: fingerprint of what the user wrote, before statistics fill in parameters.
 
-    level: number of in-place pipelines applied before; None for a new dataset. compressor: what `compressor: auto` came to."""
+    level: number of in-place pipelines applied before; None for a new dataset. compressor: what `compressor: auto` came to. left_out:
+    arrays that are not carried over, since a dimension of theirs has another size now."""
 
     spec: PipelineSpec
     source: DatasetRecord
@@ -72,6 +95,7 @@ class Plan:
     declared: str
     level: int | None = None
     compressor: Choice | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -102,12 +126,12 @@ def spec_of(metadata: ArrayMetadata) -> ArraySpec:
     return ArraySpec(metadata.shape, metadata.dtype, metadata.dims)
 
 
-def steps_as_data(steps: tuple[Step, ...]) -> list[dict[str, Any]]:
+def steps_as_data(steps: Sequence[Operation]) -> list[dict[str, Any]]:
     """Steps as plain data, as records keep them."""
     return [{step.kind: step.to_record_value()} for step in steps]
 
 
-def steps_identity(steps: tuple[Step, ...]) -> dict[str, Any]:
+def steps_identity(steps: Sequence[Operation]) -> dict[str, Any]:
     """What decides whether steps compute the same."""
     versions = [step.version for step in steps]
     return {"steps": steps_as_data(steps)} | ({"versions": versions} if any(version > 1 for version in versions) else {})
@@ -119,23 +143,20 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
     choice = (compressor or choose_compressor({})) if spec.output.compressor == "auto" else None
     name = choice.name if choice else spec.output.compressor
     selected = _select(spec, source)
-    problems: list[Problem] = []
-    arrays = []
-    for path, metadata in source.metadata.items():
-        if path in selected:
-            try:
-                arrays.append(_plan_array(spec, path, metadata, name))
-            except ConfigError as error:
-                problems += error.problems
-        elif not spec.output.in_place:
-            arrays.append(ArrayPlan(path, metadata, metadata))
-    if problems:
-        raise ConfigError(problems)
+    planned = _planned(spec, source, selected, name)
+    arrays = [planned.pop(path) for path in source.metadata if path in planned] + list(planned.values())
+    left_out: tuple[str, ...] = ()
+    if not spec.output.in_place:
+        others = [path for path in source.metadata if path not in selected]
+        left_out = tuple(path for path in others if not _fits(source.metadata[path], arrays))
+        carried = {path: ArrayPlan.mapped(path, source.metadata[path], source.metadata[path]) for path in others}
+        found = {array.path: array for array in arrays} | {path: carried[path] for path in others if path not in left_out}
+        arrays = [found.pop(path) for path in source.metadata if path in found] + list(found.values())
     output = spec.output.model_copy(update={"snapshot": None, "replicas": ReplicasSpec()})  # whatever they are, it is the same
     # An edited function makes chunks of its dataset again; in place it would be applied on top of what it was.
     written = steps_as_data(spec.steps) if spec.output.in_place else spec.to_dict()["steps"]
     declared = fingerprint([written, sorted(selected), output.to_value()])
-    plan = Plan(spec, source, tuple(arrays), declared, compressor=choice)
+    plan = Plan(spec, source, tuple(arrays), declared, compressor=choice, left_out=left_out)
     return _stacked(plan, stack) if spec.output.in_place else plan
 
 
@@ -156,48 +177,74 @@ def _select(spec: PipelineSpec, source: DatasetRecord) -> set[str]:
     return selected
 
 
-def _plan_array(spec: PipelineSpec, path: str, metadata: ArrayMetadata, compressor: str) -> ArrayPlan:
-    before = array = spec_of(metadata)
-    steps = []
-    for number, step in enumerate(spec.steps):
+def _planned(spec: PipelineSpec, source: DatasetRecord, selected: set[str], compressor: str) -> dict[str, ArrayPlan]:
+    """What the steps make of the selected arrays. ConfigError lists all that is wrong."""
+    specs, problems = dict[str, ArraySpec](), list[Problem]()
+    for path, metadata in source.metadata.items():
+        if path in selected:
+            try:
+                specs[path] = spec_of(metadata)
+            except ConfigError as error:
+                problems += error.problems
+    others = [path for path in source.arrays if path not in selected]
+    flows: Mapping[str, Flow] = {}
+    try:
+        flows = Tables(specs, list(specs), others).apply(spec.steps)
+    except ConfigError as error:
+        problems += error.problems
+    arrays = {}
+    for path, flow in flows.items():
         try:
-            after = step.check(array)
-            steps.append(step.bind(array))
-        except StepError as error:
-            where = f"steps[{number}].{step.kind}"
-            problem = Problem(f"cannot be applied to array {path!r}: {error.message}", where, hint=error.hint)
-            raise ConfigError([problem]) from error
-        array = after
+            arrays[path] = _array(spec, source, path, flow, compressor)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return arrays
+
+
+def _array(spec: PipelineSpec, source: DatasetRecord, path: str, flow: Flow, compressor: str) -> ArrayPlan:
+    sources = {read: source.array(read) for read in flow.paths}
+    specs = flow.specs({read: spec_of(metadata) for read, metadata in sources.items()})
+    first, array = sources[flow.paths[0]], specs[-1]
     if spec.output.in_place:
-        if array != before:
-            reason = f"would turn array {path!r} from {before.dtype} into {array.dtype}, which cannot be done in place"
-            raise ConfigError([Problem(reason, "output.in_place", hint="write to a new dataset, or end with a `cast`")])
-        return ArrayPlan(path, metadata, metadata, tuple(steps))
+        _check_in_place(path, flow, specs)
+        return ArrayPlan(path, sources, first, flow)
+    natural = flow.cut(specs, {read: metadata.grid.chunks for read, metadata in sources.items()})
+    stored, inner = cut(path, array, natural, spec.output.shards, spec.output.chunks)
     target = ArrayMetadata.create(
         array.shape,
-        metadata.grid.chunks,
+        stored,
         array.dtype,
-        dims=metadata.dims,
-        inner_chunks=_inner_chunks(spec, path, metadata.grid.chunks, array.dtype.itemsize),
+        dims=array.dims,
+        inner_chunks=inner,
         compressor=compressor,
-        attributes=metadata.attributes,
+        attributes=first.attributes,
     )
-    return ArrayPlan(path, metadata, target, tuple(steps))
+    return ArrayPlan(path, sources, target, flow)
 
 
-def _inner_chunks(spec: PipelineSpec, path: str, stored: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Into what the stored objects of an output array are cut. ConfigError when they cannot be cut as `output.chunks` says."""
-    chunks = spec.output.chunks
-    if chunks == "auto":
-        return inner_chunks(stored, itemsize)
-    if chunks == "whole":
-        return stored
-    if len(chunks) == len(stored) and not any(size % part for size, part in zip(stored, chunks, strict=True)):
-        return chunks
-    what = "have as many dimensions as" if len(chunks) != len(stored) else "divide"
-    reason = f"{list(chunks)} does not {what} the stored objects of array {path!r}, {list(stored)}"
-    hint = "give a divisor for each dimension, write auto, or name other arrays under `source`"
-    raise ConfigError([Problem(reason, "output.chunks", hint=hint)])
+def _check_in_place(path: str, flow: Flow, specs: Sequence[ArraySpec]) -> None:
+    """ConfigError unless each chunk is computed from itself, and stays of its shape and dtype."""
+    before, after = specs[0], specs[-1]
+    for node in flow.nodes:
+        if isinstance(node, Apply) and not node.operation.chunkwise:
+            reason = f"array {path!r}: {node.operation.kind} needs more than the chunk itself, so it cannot be done in place"
+            raise ConfigError([Problem(reason, "output.in_place", hint="write to a new dataset")])
+    if after != before:
+        reason = f"would turn array {path!r} from {before.dtype} into {after.dtype}, which cannot be done in place"
+        raise ConfigError([Problem(reason, "output.in_place", hint="write to a new dataset, or end with a `cast`")])
+
+
+def _fits(metadata: ArrayMetadata, arrays: Sequence[ArrayPlan]) -> bool:
+    """Whether the named dimensions of an array that is carried over have kept their lengths in all of the new ones."""
+    changed = {length for array in arrays for length in _lengths(array.source) - _lengths(array.target)}
+    kept = {name for array in arrays for name, _ in _lengths(array.target)}
+    return not any(length in changed and length[0] in kept for length in _lengths(metadata))
+
+
+def _lengths(metadata: ArrayMetadata) -> set[tuple[str, int]]:
+    return {(name, size) for name, size in zip(metadata.dims, metadata.shape, strict=True) if name is not None}
 
 
 def _stacked(plan: Plan, stack: bool) -> Plan:
@@ -207,7 +254,7 @@ def _stacked(plan: Plan, stack: bool) -> Plan:
         return replace(plan, level=0)
     if transforms[-1]["declared"] == plan.declared and not stack:
         resolved = transforms[-1]["steps"]
-        arrays = tuple(replace(array, steps=steps_from(resolved[array.path])) for array in plan.arrays)
+        arrays = tuple(replace(array, flow=Flow.chain(array.path, steps_from(resolved[array.path]))) for array in plan.arrays)
         return replace(plan, arrays=arrays, level=len(transforms) - 1)
     if not stack:
         raise NameTaken(
@@ -219,34 +266,76 @@ def _stacked(plan: Plan, stack: bool) -> Plan:
 
 def steps_from(data: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     """The inverse of `steps_as_data`."""
-    return tuple(find(kind).model_validate(values, strict=False) for step in data for kind, values in step.items())
+    steps = [find(kind).model_validate(values, strict=False) for step in data for kind, values in step.items()]
+    return tuple(step for step in steps if isinstance(step, Step))
 
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """Which chunks of one array are to be done. pending: linear indices, ascending. lost: chunks that no live node holds."""
+    """Which chunks of one array are to be done. pending: linear indices, ascending. lost: chunks of the array `table` is of that no live
+    node holds; tables: of all arrays that are read."""
 
     array: ArrayPlan
     made_by: str
-    table: ChunkTable
+    tables: Mapping[str, ChunkTable]
     pending: tuple[int, ...]
-    lost: tuple[int, ...]
+    lost: Mapping[str, tuple[int, ...]]
     newest: Sequence[int]
     """Generation of each chunk of the output, on whatever node; 0 where there is none."""
+    unmade: int = 0
+    """Chunks of the output that cannot be made for what is lost."""
+    gathers: Gathers | None = None
+    """For an array that is gathered."""
+
+    @property
+    def table(self) -> ChunkTable:
+        """Of the source's array, the first where there are several."""
+        return self.tables[self.array.flow.paths[0]]
 
     @property
     def skipped(self) -> int:
         """Chunks whose stored recipe is the wanted one."""
-        return self.array.source.grid.size - len(self.pending) - len(self.lost)
+        return self.array.target.grid.size - len(self.pending) - self.unmade
 
     @property
     def pending_nbytes(self) -> int:
-        """Encoded bytes to be read."""
-        return int(self.table.rows["nbytes"][list(self.pending)].sum())
+        """Encoded bytes to be read: each chunk of the source once."""
+        if self.gathers is None:
+            return int(self.table.rows["nbytes"][list(self.pending)].sum())
+        return sum(int(self.tables[path].rows["nbytes"][needed].sum()) for path, needed in self.gathers.needed.items())
+
+    @property
+    def ship_nbytes(self) -> int:
+        """Decoded bytes that lie on other nodes than they are needed on: an upper bound of what will be shipped, as what neighbours share
+        is shipped once, and whole chunks go as they are stored. 0 where each chunk is made where it lies."""
+        return 0 if self.gathers is None else sum(self.gathers.nbytes) - sum(self.gathers.local_nbytes)
+
+    def by_node(self) -> dict[str, int]:
+        """Pending chunks by the nodes that can make them from what is there, or that hold most of it."""
+        if self.gathers is None:
+            return self.table.chunks_by_node(self.pending)
+        return {node: self.gathers.homes.count(node) for node in sorted(set(self.gathers.homes))}
 
 
-def plan_chunks(array: ArrayPlan, made_by: str, source: ChunkTable, target: ChunkTable | None) -> ChunkPlan:
-    """Compare recipes. target: what is there of the output; None in place, where a chunk carries what it was made from."""
+@dataclass(frozen=True)
+class Gathers:
+    """Of each pending chunk, in their order: the node on which it is best made, decoded bytes that it is computed from and those of them
+    that lie there, and the digest of its inputs. needed: which chunks of the source's arrays are read for them."""
+
+    homes: list[str] = field(default_factory=list)
+    nbytes: list[int] = field(default_factory=list)
+    local_nbytes: list[int] = field(default_factory=list)
+    inputs: list[bytes] = field(default_factory=list)
+    needed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+
+
+def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable | None) -> ChunkPlan:
+    """Compare recipes. sources: what is there of the arrays that are read; target: of the output; None in place, where a chunk carries
+    what it was made from."""
+    if array.gathered:
+        assert target is not None, array.path
+        return _plan_gathers(array, made_by, sources, target)
+    source = sources[array.flow.paths[0]]
     rows, there = source.rows, source if target is None else target
     done = source.present & there.present
     made = np.flatnonzero(done)
@@ -254,4 +343,30 @@ def plan_chunks(array: ArrayPlan, made_by: str, source: ChunkTable, target: Chun
     done[made] = there.rows["recipe"][made] == wanted
     pending, lost = np.flatnonzero(source.present & ~done), np.flatnonzero(~source.present)
     newest = there.rows["generation"].tolist()
-    return ChunkPlan(array, made_by, source, tuple(pending.tolist()), tuple(lost.tolist()), newest)
+    lost_by_path = {array.flow.paths[0]: tuple(lost.tolist())}
+    return ChunkPlan(array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, len(lost))
+
+
+def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable) -> ChunkPlan:
+    gathers, homes = Gathers(), Homes(sources)
+    gathers.needed.update({path: np.zeros(len(table.rows), bool) for path, table in sources.items()})
+    pending, unmade = list[int](), 0
+    for chunk in range(array.target.grid.size):
+        pulls = pulls_of(array.flow, array.specs, array.sources, array.target.grid.region(chunk))
+        if not all(sources[one.path].present[one.chunks].all() for one in pulls):
+            unmade += 1
+            continue
+        inputs = inputs_digest([sources[one.path].rows["digest"][one.chunks] for one in pulls])
+        if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
+            continue
+        pending.append(chunk)
+        home, local = homes.choose(pulls)
+        gathers.homes.append(home)
+        gathers.local_nbytes.append(local)
+        gathers.nbytes.append(sum(int(one.nbytes.sum()) for one in pulls))
+        gathers.inputs.append(inputs)
+        for one in pulls:
+            gathers.needed[one.path][one.chunks] = True
+    lost = {path: tuple(np.flatnonzero(~table.present).tolist()) for path, table in sources.items()} if unmade else {}
+    newest = target.rows["generation"].tolist()
+    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, unmade, gathers)

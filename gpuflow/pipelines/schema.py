@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gpuflow.pipelines.spec import OutputSpec, RunSpec, SourceSpec
-from gpuflow.steps.base import Step
+from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import StepError, plain
 from gpuflow.steps.registry import find, known
 
@@ -74,7 +74,7 @@ def _step(kind: str) -> Schema:
     }
 
 
-def _short(step: type[Step], fields: Mapping[str, Schema]) -> Iterable[Schema]:
+def _short(step: type[Operation], fields: Mapping[str, Schema]) -> Iterable[Schema]:
     """The forms of its shorthand."""
     if len(step.shorthand) == 1:
         yield fields[step.shorthand[0]]

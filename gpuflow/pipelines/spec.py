@@ -6,13 +6,14 @@ plan's business. `to_dict` is the canonical form; `gpuflow.pipelines.load` reads
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
 
 from gpuflow.errors import ConfigError, Problem
-from gpuflow.steps.base import Step
+from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import StepError, describe
 
 Compressor = Literal["auto", "none", "zstd", "gzip", "blosc", "lz4"]
@@ -59,16 +60,25 @@ def _check_patterns(arrays: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _check_chunks(value: Any) -> Any:
-    """`auto`, `whole`, or a shape as a tuple. StepError for anything else."""
-    if isinstance(value, str) and value in ("auto", "whole"):
-        return value
-    if not isinstance(value, list | tuple) or not value or not all(type(size) is int for size in value):
-        raise StepError(
-            f"must be auto, whole or a list of whole numbers, not {describe(value)}", "write auto, or as in [1, 256, 256]"
-        )
-    if min(value) < 1:
-        raise StepError(f"{min(value)} is not the size of a chunk", "give 1 or more for each dimension")
-    return tuple(value)
+    """`auto`, `whole`, or a shape. StepError for anything else."""
+    return value if isinstance(value, str) and value in ("auto", "whole") else _check_shape(value, "auto, whole or a list")
+
+
+def _check_shards(value: Any) -> Any:
+    """`auto`, or a shape. StepError for anything else."""
+    return value if isinstance(value, str) and value == "auto" else _check_shape(value, "auto or a list")
+
+
+def _check_shape(value: Any, wanted: str) -> Any:
+    """A shape as a tuple, or a mapping of sizes by the names of dimensions."""
+    sizes = list(value.values()) if isinstance(value, Mapping) else value
+    if not isinstance(sizes, list | tuple) or not sizes or not all(type(size) is int for size in sizes):
+        hint = "write auto, as in [1, 256, 256], or by dimension as in {time: 1}"
+        raise StepError(f"must be {wanted} of whole numbers, not {describe(value)}", hint)
+    if wrong := [size for size in sizes if size < 1 and size != -1]:
+        hint = "give 1 or more for each dimension, or -1 for the whole of it"
+        raise StepError(f"{wrong[0]} is not the size of a chunk", hint)
+    return {str(name): size for name, size in value.items()} if isinstance(value, Mapping) else tuple(sizes)
 
 
 class _Section(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -76,9 +86,14 @@ class _Section(BaseModel, frozen=True, extra="forbid", strict=True):
 
 
 DatasetName = Annotated[str, AfterValidator(check_dataset_name)]
+Cut = Literal["auto", "whole"] | tuple[int, ...] | Mapping[str, int]
+"""Sizes along all dimensions, or along those that are named, the others being whole; -1 is whole too."""
 Chunks = Annotated[
-    Literal["auto", "whole"] | tuple[int, ...],
-    PlainValidator(_check_chunks, json_schema_input_type=Literal["auto", "whole"] | list[int]),
+    Cut, PlainValidator(_check_chunks, json_schema_input_type=Literal["auto", "whole"] | list[int] | dict[str, int])
+]
+Shards = Annotated[
+    Literal["auto"] | tuple[int, ...] | Mapping[str, int],
+    PlainValidator(_check_shards, json_schema_input_type=Literal["auto"] | list[int] | dict[str, int]),
 ]
 Patterns = Annotated[
     tuple[str, ...],
@@ -121,8 +136,9 @@ class ReplicasSpec(_Section, frozen=True):
 class OutputSpec(_Section, frozen=True):
     """Either a new dataset, with its compressor and chunks, or the source itself, whose arrays keep their codecs.
 
-    `chunks`: shape of the inner chunks that each stored object, as large as one of the source, is cut into, so that samples can be read
-    one by one; auto: one sample, or as many or as large a part as make 64 to 256 KiB; whole: stored objects are not cut.
+    `shards`: shape of the stored objects; auto: as in the source, or where `chunks` does not divide these, so many chunks as make 32 MiB.
+    `chunks`: shape of the inner chunks that each stored object is cut into, so that samples can be read one by one; auto: one sample, or
+    as many or as large a part as make 64 to 256 KiB; whole: stored objects are not cut.
     `replicas`: how many nodes are to hold a chunk of the new dataset, and how many may.
     `snapshot`: tag of a snapshot that is taken before anything is changed in place."""
 
@@ -140,6 +156,10 @@ class OutputSpec(_Section, frozen=True):
             description="Shape of the inner chunks that a stored object is cut into: auto for one sample each, or 64 to 256 KiB."
         ),
     ] = "auto"
+    shards: Annotated[
+        Shards,
+        Field(description="Shape of the stored objects: auto for that of the source's, or by dimension as in {time: 1}."),
+    ] = "auto"
     replicas: Annotated[ReplicasSpec, Field(description="On how many nodes each chunk lies.")] = ReplicasSpec()
     snapshot: Annotated[
         Annotated[str, AfterValidator(_check_tag)] | None,
@@ -153,7 +173,7 @@ class OutputSpec(_Section, frozen=True):
         if self.in_place == (self.dataset is not None):
             problem = "has both `dataset` and `in_place`" if self.in_place else "has neither `dataset` nor `in_place: true`"
             raise StepError(problem, "give exactly one of them")
-        given = [name for name in ("compressor", "chunks", "replicas") if name in self.model_fields_set]
+        given = [name for name in ("compressor", "chunks", "shards", "replicas") if name in self.model_fields_set]
         if self.in_place and given:
             codecs, replicas = "in place, arrays keep the codecs they have", "in place, a dataset keeps its replicas as they are"
             problems = [(name, replicas if name == "replicas" else codecs) for name in given]
@@ -174,8 +194,9 @@ class OutputSpec(_Section, frozen=True):
         value: dict[str, Any] = {"dataset": self.dataset}
         if self.compressor != "zstd":
             value["compressor"] = self.compressor
-        if self.chunks != "auto":
-            value["chunks"] = self.chunks if self.chunks == "whole" else list(self.chunks)
+        for name, cut in (("chunks", self.chunks), ("shards", self.shards)):
+            if cut != "auto":
+                value[name] = list(cut) if isinstance(cut, tuple) else dict(cut) if isinstance(cut, Mapping) else cut
         if self.replicas != ReplicasSpec():
             value["replicas"] = {name: number for name, number in self.replicas if number > 1}
         return value if len(value) > 1 else self.dataset
@@ -208,7 +229,7 @@ class PipelineSpec(_Section, frozen=True):
     """A whole pipeline."""
 
     source: SourceSpec
-    steps: tuple[SerializeAsAny[Step], ...] = ()
+    steps: tuple[SerializeAsAny[Operation], ...] = ()
     output: OutputSpec
     run: RunSpec = RunSpec()
 

@@ -6,6 +6,7 @@ arrays are cut. A step never modifies its input."""
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +17,20 @@ from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.requests import MomentsRequest, Request
 from gpuflow.steps.parameters import StepError, plain
 
-__all__ = ["Array", "ArraySpec", "Elementwise", "MomentsRequest", "Namespace", "Region", "Request", "Step", "StepError", "quiet"]
+__all__ = [
+    "Array",
+    "ArraySpec",
+    "Elementwise",
+    "Join",
+    "MomentsRequest",
+    "Namespace",
+    "Operation",
+    "Region",
+    "Request",
+    "Step",
+    "StepError",
+    "quiet",
+]
 
 Namespace = Any
 """numpy, or a module with its interface (cupy)."""
@@ -35,15 +49,15 @@ class ArraySpec:
     dims: tuple[str | None, ...]
 
 
-class Step(BaseModel, frozen=True, extra="forbid", strict=True):
-    """Base of all steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML.
-
-    The planner calls `check`, then either `resolve` (when `needs` asks for statistics) or `bind`; workers call `compute`."""
+class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
+    """What may stand in the list of steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML."""
 
     kind: ClassVar[str]
     """Its name in YAML."""
     shorthand: ClassVar[tuple[str, ...]]
     """The fields that a bare value fills: one field takes the value whole, several take a list of that length."""
+    chunkwise: ClassVar[bool] = False
+    """Whether each part of what comes out is computed from the same part of what goes in, so that it can be done in place."""
     about: ClassVar[str] = ""
     """What it does, in a sentence, for editors and messages."""
     examples: ClassVar[tuple[Any, ...]] = ()
@@ -54,6 +68,21 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
     """Whether it runs programs, which a worker has to allow."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
+
+    def to_yaml_value(self) -> dict[str, Any]:
+        """The parameters that differ from their defaults, as plain data."""
+        # Field by field: iterating over the model would also give what it has cached.
+        given = {name: (getattr(self, name), field.default) for name, field in type(self).model_fields.items()}
+        return {name: plain(value) for name, (value, default) in given.items() if value != default}
+
+    def to_record_value(self) -> dict[str, Any]:
+        """The same with all that is needed to do it again anywhere: as records keep it, and as recipes see it."""
+        return self.to_yaml_value()
+
+
+class Step(Operation, frozen=True):
+    """What is done to each array. The planner calls `check`, then either `resolve` (when `needs` asks for statistics) or `bind`; workers
+    call `compute`."""
 
     @abstractmethod
     def check(self, array: ArraySpec) -> ArraySpec:
@@ -93,19 +122,11 @@ class Step(BaseModel, frozen=True, extra="forbid", strict=True):
         None for a step that only its own code can tell."""
         return None
 
-    def to_yaml_value(self) -> dict[str, Any]:
-        """The parameters that differ from their defaults, as plain data."""
-        # Field by field: iterating over the model would also give what it has cached.
-        given = {name: (getattr(self, name), field.default) for name, field in type(self).model_fields.items()}
-        return {name: plain(value) for name, (value, default) in given.items() if value != default}
-
-    def to_record_value(self) -> dict[str, Any]:
-        """The same with all that is needed to do it again anywhere: as records keep it, and as recipes see it."""
-        return self.to_yaml_value()
-
 
 class Elementwise(Step, frozen=True):
     """A step whose result at one place depends on the value at that place alone."""
+
+    chunkwise: ClassVar[bool] = True
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return region
@@ -119,6 +140,32 @@ class Elementwise(Step, frozen=True):
     @abstractmethod
     def apply(self, xp: Namespace, block: Array, region: Region) -> Array:
         """The result for `block`, the part `region` of the array. Same shape; dtype as `check` said; a new array."""
+
+
+class Join(Operation, frozen=True):
+    """What makes one array of several. The others go on beside it, unless it `consumes` them."""
+
+    consumes: ClassVar[bool] = False
+
+    @abstractmethod
+    def made(self) -> dict[str, tuple[str, ...]]:
+        """What comes out, and of which arrays each is made, by name."""
+
+    @abstractmethod
+    def check(self, name: str, arrays: Sequence[ArraySpec]) -> ArraySpec:
+        """The array `name` that is made of `arrays`. StepError when it cannot be."""
+
+    @abstractmethod
+    def pull(self, name: str, arrays: Sequence[ArraySpec], region: Region) -> tuple[Region, ...]:
+        """The part of each of `arrays` that the part `region` of `name` is computed from."""
+
+    @abstractmethod
+    def cut(self, name: str, arrays: Sequence[ArraySpec], chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Into what chunks `name` is best cut when `arrays` are cut into `chunks`."""
+
+    @abstractmethod
+    def compute(self, xp: Namespace, name: str, blocks: Sequence[Array], arrays: Sequence[ArraySpec], region: Region) -> Array:
+        """The part `region` of `name`. blocks: the parts of `arrays` that `pull` names."""
 
 
 def quiet() -> np.errstate:

@@ -17,6 +17,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from gpuflow.backends import expression_tree as tree
 from gpuflow.errors import StatisticsError
+from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, MomentsRequest, Namespace, Region, Request, StepError, quiet
 from gpuflow.steps.parameters import describe, numbers
 
@@ -181,23 +182,10 @@ class ChannelStep(Elementwise, frozen=True):
     def _axes(self, dims: tuple[str | None, ...]) -> tuple[int, ...]:
         """The kept axes, ascending. StepError when `dims` has not got them."""
         wanted = () if self.per is None else self.per if isinstance(self.per, tuple) else (self.per,)
-        axes = sorted(self._axis(item, dims) for item in wanted)
+        axes = sorted(axis_of(self.kind, item, dims) for item in wanted)
         if len(set(axes)) < len(axes):
             raise StepError(f"{self.kind}: per names axis {next(a for a in axes if axes.count(a) > 1)} twice")
         return tuple(axes)
-
-    def _axis(self, item: str | int, dims: tuple[str | None, ...]) -> int:
-        if isinstance(item, int):
-            if not -len(dims) <= item < len(dims):
-                hint = f"the array has {len(dims)} axes, numbered from 0"
-                raise StepError(f"{self.kind}: there is no axis {item}", hint)
-            return item % len(dims)
-        if dims.count(item) != 1:
-            named = ", ".join(f"`{name}`" for name in dims if name is not None)
-            problem = "two dimensions are called" if item in dims else "there is no dimension"
-            hint = f"its dimensions are {named}" if named else "its dimensions have no names"
-            raise StepError(f"{self.kind}: {problem} `{item}`", f"{hint}; an axis number from 0 to {len(dims) - 1} works too")
-        return dims.index(item)
 
     def _check_shape(self, name: str, values: NDArray[np.float64], kept: tuple[int, ...]) -> None:
         """A single number fits every array; lists fit the kept axes. NumPy cannot tell the shapes of empty lists apart."""

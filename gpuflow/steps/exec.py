@@ -71,6 +71,7 @@ class Exec(Step, frozen=True):
     kind: ClassVar[str] = "exec"
     about: ClassVar[str] = "Any program on each chunk. Workers have to be started with --allow-exec."
     shorthand: ClassVar[tuple[str, ...]] = ("command",)
+    chunkwise: ClassVar[bool] = True
     runs_programs: ClassVar[bool] = True
     examples: ClassVar[tuple[Any, ...]] = (
         {"command": ["denoise", "--strength", "3"], "timeout_seconds": 60},

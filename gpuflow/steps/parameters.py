@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,8 @@ def numbers(value: Any) -> Any:
 
 def plain(value: Any) -> Any:
     """Tuples as lists, all the way down: what JSON and YAML write."""
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -9,27 +9,39 @@ from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 
 from gpuflow.steps.apply import Apply
-from gpuflow.steps.base import Step
+from gpuflow.steps.base import Join, Operation, Step
 from gpuflow.steps.cast import Cast
 from gpuflow.steps.clip import Clip
+from gpuflow.steps.crop import Crop
 from gpuflow.steps.exec import Exec
 from gpuflow.steps.fill_nan import FillNan
+from gpuflow.steps.gaussian import Gaussian
 from gpuflow.steps.map import Map
 from gpuflow.steps.normalize import Normalize
+from gpuflow.steps.one_hot import OneHot
+from gpuflow.steps.pad import Pad
 from gpuflow.steps.parameters import StepError, suggestion
+from gpuflow.steps.pick import Drop, Select
+from gpuflow.steps.rank import Maximum, Median, Minimum
+from gpuflow.steps.resize import Resize
+from gpuflow.steps.stack import Stack
 from gpuflow.steps.standardize import Standardize
+from gpuflow.steps.transpose import Transpose
 from gpuflow.steps.unpack import Unpack
 from gpuflow.steps.where import Mask, Where
+from gpuflow.steps.windows import Difference, Rolling
 
 GROUP = "gpuflow.steps"
 
-STEPS: dict[str, type[Step]] = {
-    step.kind: step for step in (Apply, Cast, Clip, Exec, FillNan, Map, Mask, Normalize, Standardize, Unpack, Where)
-}
+_ALL: tuple[type[Operation], ...] = (
+    *(Apply, Cast, Clip, Crop, Difference, Drop, Exec, FillNan, Gaussian, Map, Mask, Maximum, Median, Minimum, Normalize, OneHot),
+    *(Pad, Resize, Rolling, Select, Stack, Standardize, Transpose, Unpack, Where),
+)
+STEPS: dict[str, type[Operation]] = {step.kind: step for step in _ALL}
 """gpuflow's own."""
 
 
-def find(kind: str) -> type[Step]:
+def find(kind: str) -> type[Operation]:
     """The class of a step. StepError naming the nearest known step, or the distribution whose step cannot be loaded."""
     if kind in STEPS:
         return STEPS[kind]
@@ -58,7 +70,7 @@ def _installed() -> dict[str, tuple[EntryPoint, ...]]:
 
 
 @lru_cache(maxsize=64)
-def _load(one: EntryPoint) -> type[Step]:
+def _load(one: EntryPoint) -> type[Operation]:
     try:
         step = one.load()
     except Exception as error:
@@ -66,8 +78,8 @@ def _load(one: EntryPoint) -> type[Step]:
         raise StepError(
             f"the step `{one.name}` of {_distribution(one)} cannot be loaded: {reason}", "mend or uninstall it"
         ) from error
-    if not (isinstance(step, type) and issubclass(step, Step)) or step.kind != one.name:
-        reason = f"{one.value} is no gpuflow.steps.base.Step of that kind"
+    if not (isinstance(step, type) and issubclass(step, Step | Join)) or step.kind != one.name:
+        reason = f"{one.value} is no gpuflow.steps.base.Step or Join of that kind"
         raise StepError(f"the step `{one.name}` of {_distribution(one)} cannot be used: {reason}", "mend or uninstall it")
     return step
 

@@ -43,16 +43,19 @@ class Buffer:
 
 
 class Slot:
-    """The buffers of one chunk on its way: as stored, decoded, computed, padded to a whole chunk, encoded; and `scratch` between."""
+    """The buffers of one chunk on its way: as stored, decoded, computed, padded to a whole chunk, encoded; and `scratch` between.
+
+    gathered: of the chunks of a group that are computed from parts of several."""
 
     def __init__(self) -> None:
         self.stored, self.decoded, self.computed = Buffer(), Buffer(), Buffer()
         self.whole, self.encoded, self.scratch = Buffer(), Buffer(), Buffer()
+        self.gathered = Buffer()
 
     @property
     def nbytes(self) -> int:
         """What its buffers hold on to."""
-        buffers = (self.stored, self.decoded, self.computed, self.whole, self.encoded, self.scratch)
+        buffers = (self.stored, self.decoded, self.computed, self.whole, self.encoded, self.scratch, self.gathered)
         return sum(buffer.nbytes for buffer in buffers)
 
 

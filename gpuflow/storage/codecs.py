@@ -5,6 +5,7 @@ chunk against 573 us in zarr-python. Every other chain goes through zarr-python 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +18,7 @@ from gpuflow.storage.buffers import Buffer, Slot
 from gpuflow.storage.byte_codecs import ByteCodec, Bytes, CodecError
 from gpuflow.storage.chains import Block, Chain, UnknownCodec, chain_names, name_of, parse_chain, parse_links, parse_transposes
 from gpuflow.storage.metadata import ArrayMetadata
-from gpuflow.storage.shards import Shard, parse_shard
+from gpuflow.storage.shards import Part, Shard, parse_shard
 
 __all__ = ["ArrayCodec", "Block", "CodecError"]
 
@@ -53,16 +54,17 @@ class ArrayCodec:
         """A whole chunk of fill value, which is what a chunk that is absent in a Zarr array stands for."""
         return np.full(self.metadata.grid.chunks, self.fill_value, dtype=self.metadata.dtype)
 
-    def decode(self, data: Any, slot: Slot | None = None) -> Block:
+    def decode(self, data: Any, slot: Slot | None = None, parts: Sequence[Part] | None = None) -> Block:
         """A whole chunk, ragged edge included, C-contiguous: over `data` itself where nothing has to be done to it, else in the slot's
         `decoded`, else (no slot, or a chain that is not ours) in memory of its own. CodecError when the bytes do not decode to exactly
-        one chunk; the slot then holds anything."""
+        one chunk; the slot then holds anything. parts: boxes within the chunk: what lies outside all of them need not be decoded, and may
+        be anything."""
         if not len(data):
             raise CodecError("no bytes")  # zarr takes an empty shard for one of fill value
         try:
             if self._form is None:
                 return zarr_fallback.decode(self.metadata, data)
-            return self._decode(self._form, np.frombuffer(data, dtype=np.uint8), slot if slot is not None else Slot())
+            return self._decode(self._form, np.frombuffer(data, dtype=np.uint8), slot if slot is not None else Slot(), parts)
         except CodecError:
             raise
         except Exception as error:  # every library has errors of its own for bad bytes
@@ -96,7 +98,7 @@ class ArrayCodec:
                 return place
         return slot.computed.array(extent, self.metadata.dtype)
 
-    def _decode(self, form: Form, data: Bytes, slot: Slot) -> Block:
+    def _decode(self, form: Form, data: Bytes, slot: Slot, parts: Sequence[Part] | None) -> Block:
         block, dtype = form.view(data), self.metadata.dtype
         if block is not None and block.dtype == dtype and block.flags.c_contiguous and block.flags.aligned:
             return block
@@ -105,7 +107,7 @@ class ArrayCodec:
         if block is not None:
             place[...] = block
         else:
-            form.decode_into(data, place, slot.scratch)
+            form.decode_into(data, place, slot.scratch, parts)
         return place
 
     def _padded(self, block: Block, buffer: Buffer) -> Block:
@@ -138,7 +140,7 @@ class _ChunkForm:
     def view(self, data: Bytes) -> Block | None:
         return self.chain.view(data)
 
-    def decode_into(self, data: Bytes, place: Block, scratch: Buffer) -> None:
+    def decode_into(self, data: Bytes, place: Block, scratch: Buffer, parts: Sequence[Part] | None) -> None:
         self.chain.decode_into(data, place, scratch)
 
     def place(self, encoded: Buffer) -> Block | None:
@@ -160,10 +162,11 @@ class _ShardForm:
         block = None if self.links else self.shard.view(data)
         return None if block is None else block.transpose(np.argsort(self.order))
 
-    def decode_into(self, data: Bytes, place: Block, scratch: Buffer) -> None:
+    def decode_into(self, data: Bytes, place: Block, scratch: Buffer, parts: Sequence[Part] | None) -> None:
         for link, limit in self._limits:
             data = link.decode(data, limit)
-        self.shard.decode_into(data, place.transpose(self.order), scratch)
+        stored = None if parts is None else [tuple(part[axis] for axis in self.order) for part in parts]
+        self.shard.decode_into(data, place.transpose(self.order), scratch, stored)
 
     def place(self, encoded: Buffer) -> Block | None:
         plain = not self.links and self.order == tuple(range(len(self.order)))

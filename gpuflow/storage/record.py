@@ -54,7 +54,10 @@ class DatasetRecord:
 
     def chunk_name(self, array: str, linear: int) -> str:
         """How a chunk is called in messages: `photos/image/c/0/1`, the path of its file below `datasets/`."""
-        return f"{self.name}/{array}/{self.array(array).key(linear)}"
+        metadata = self.array(array)
+        if linear >= metadata.grid.size:  # of what a step made of the array, and cut otherwise
+            return f"{self.name}/{array}, part {linear} after the steps"
+        return f"{self.name}/{array}/{metadata.key(linear)}"
 
     def is_made_like(self, origin: Mapping[str, Any]) -> bool:
         """Whether `origin` is of the same source and the same work; how to do it again may be said in other words."""

@@ -5,7 +5,7 @@ read where it lies. Nothing that an index says is believed before it was compare
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -22,6 +22,9 @@ from gpuflow.storage.chains import Block, Chain, UnknownCodec, name_of, parse_ch
 ALIGNMENT = 16
 """Bytes to which frames are padded: what GPU decoders ask for (nvCOMP: at most 16)."""
 _ABSENT = 2**64 - 1
+
+Part = tuple[slice, ...]
+"""A box within a shard: one slice with start and stop per axis."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,13 @@ class Shard:
             return None
         return data[first : first + len(frames) * nbytes].view(self.inner.dtype).reshape(self.shape)
 
-    def decode_into(self, data: Bytes, place: Block, scratch: Buffer) -> None:
-        """Fill `place`, of the shard's shape and dtype, with whatever strides. CodecError names the inner chunk that does not decode."""
+    def decode_into(self, data: Bytes, place: Block, scratch: Buffer, parts: Sequence[Part] | None = None) -> None:
+        """Fill `place`, of the shard's shape and dtype, with whatever strides; where `parts` are given, only inner chunks that they touch.
+        CodecError names the inner chunk that does not decode."""
+        wanted = None if parts is None else self._touched(parts)
         for number, (part, (start, nbytes)) in enumerate(zip(self._parts(place), self._frames(data).tolist(), strict=True)):
+            if wanted is not None and not wanted[number]:
+                continue
             if start == _ABSENT:
                 part[...] = self.fill_value
                 continue
@@ -72,6 +79,14 @@ class Shard:
                 self.inner.decode_into(data[start : start + nbytes], part, scratch)
             except Exception as error:
                 raise CodecError(f"inner chunk {number}: {error}") from error
+
+    def _touched(self, parts: Sequence[Part]) -> NDArray[np.bool_]:
+        """Which inner chunks have something of `parts`."""
+        touched = np.zeros(self.counts, dtype=bool)
+        for part in parts:
+            boxes = zip(part, self.inner.shape, strict=True)
+            touched[tuple(slice(axis.start // size, -(-axis.stop // size)) for axis, size in boxes)] = True
+        return touched.reshape(-1)
 
     def place(self, encoded: Buffer) -> Block | None:
         """Where in `encoded` the block of a whole shard will lie, if it is stored as it is."""

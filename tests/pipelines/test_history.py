@@ -31,7 +31,7 @@ def rows(*recipes: bytes, inputs: bytes = b"i" * 16) -> NDArray[Any]:
 
 
 def made_by(level: int) -> str:
-    return ArrayPlan("a", METADATA, METADATA, steps_from(STEPS[level])).made_by(level)
+    return ArrayPlan.mapped("a", METADATA, METADATA, steps_from(STEPS[level])).made_by(level)
 
 
 def test_each_chunk_is_as_far_as_its_recipe_says() -> None:

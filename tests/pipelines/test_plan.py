@@ -16,6 +16,7 @@ from gpuflow.errors import ConfigError, NameTaken
 from gpuflow.pipelines.fingerprint import recipe
 from gpuflow.pipelines.pipeline import Pipeline
 from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
+from gpuflow.steps.base import Step
 from gpuflow.storage.manifest import REPLICA_DTYPE
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
@@ -185,14 +186,20 @@ def test_chunks_as_they_are_asked_for() -> None:
     assert ([codec["name"] for codec in inner["index_codecs"]], inner["index_location"]) == (["bytes", "crc32c"], "end")
 
 
-def test_chunks_that_do_not_fit_are_refused_for_each_array() -> None:
-    assert refused(Pipeline("d").map("x + 1").to("e", chunks=[3, 256, 512]), LARGE) == [
-        "output.chunks: [3, 256, 512] does not divide the stored objects of array 't', [4, 256, 512]; "
-        "give a divisor for each dimension, write auto, or name other arrays under `source`",
-        "output.chunks: [3, 256, 512] does not have as many dimensions as the stored objects of array 'u', [9, 512]; "
-        "give a divisor for each dimension, write auto, or name other arrays under `source`",
+def test_chunks_that_do_not_fit_an_array_are_refused() -> None:
+    pipeline = Pipeline("d").map("x + 1")
+    assert refused(pipeline.to("e", chunks=[3, 256, 512]), LARGE) == [
+        "output.chunks: [3, 256, 512] does not have as many dimensions as array 'u', [9, 512]; "
+        "give a size for each dimension, or name them: {time: 1}; or name other arrays under `source`"
     ]
-    assert len(refused(Pipeline("d", "t").map("x + 1").to("e", chunks=[8, 256, 512]), LARGE)) == 1
+    assert refused(pipeline.to("e", chunks={"times": 3}), LARGE) == [
+        "output.chunks: array 't' has no dimension `times`; its dimensions are `time`, `y`, `x`",
+        "output.chunks: array 'u' has no dimension `times`; its dimensions have no names: give a list",
+    ]
+    assert refused(Pipeline("d", "t").to("e", chunks=[3, 256, 512], shards=[4, 256, 512]), LARGE) == [
+        "output.chunks: [3, 256, 512] does not divide the stored objects of array 't', [4, 256, 512], as `shards` has them; "
+        "give a divisor for each dimension, or leave `shards` out"
+    ]
 
 
 def test_another_stored_form_is_another_recipe() -> None:
@@ -213,13 +220,14 @@ def test_steps_wait_for_statistics_in_turn() -> None:
     array = made.arrays[0]
     found = array.first_unresolved()
     assert found is not None
-    assert (found[0], found[1].keep) == (1, ())
+    assert (found[0], found[1].keep) == (2, ())
     resolved = Pipeline("d").standardize(mean=0, std=1).to("e").spec.steps[0]
-    array = replace(array, steps=(array.steps[0], resolved, *array.steps[2:]))
+    assert isinstance(resolved, Step)
+    array = replace(array, flow=array.flow.with_step(2, resolved))
     found = array.first_unresolved()
     assert found is not None
-    assert (found[0], found[1].keep) == (3, (0,))
-    assert array.spec_before(3).dtype == np.dtype("float32")
+    assert (found[0], found[1].keep) == (4, (0,))
+    assert array.specs[3].dtype == np.dtype("float32")
 
 
 def test_steps_come_back_from_a_record() -> None:
@@ -303,7 +311,7 @@ def test_a_new_dataset_may_be_made_of_a_changed_one() -> None:
 
 # -- chunk by chunk --------------------------------------------------------------------------------------------------------------
 
-ROW = ArrayPlan("t", metadata((20,)), metadata((20,)))
+ROW = ArrayPlan.mapped("t", metadata((20,)), metadata((20,)))
 CHUNKS = ROW.source.grid.size
 WANTED, OTHER = "11" * 16, "22" * 16
 
@@ -327,10 +335,10 @@ def test_a_new_dataset_skips_what_was_made_of_the_same_bytes(source: dict[int, i
         chunk: (content(9), recipe(made_by, content(made_of)), content(made_of)) for chunk, (made_by, made_of) in target.items()
     }
     rows = {chunk: (content(value), bytes(16), bytes(16)) for chunk, value in source.items()}
-    made = plan_chunks(ROW, WANTED, table(rows), table(there, generation=3))
-    assert list(made.lost) == [chunk for chunk in range(CHUNKS) if chunk not in source]
+    made = plan_chunks(ROW, WANTED, {"t": table(rows)}, table(there, generation=3))
+    assert list(made.lost["t"]) == [chunk for chunk in range(CHUNKS) if chunk not in source]
     assert list(made.pending) == [chunk for chunk in sorted(source) if target.get(chunk) != (WANTED, source[chunk])]
-    assert made.skipped == CHUNKS - len(made.lost) - len(made.pending)
+    assert made.skipped == CHUNKS - len(made.lost["t"]) - len(made.pending)
     assert list(made.newest) == [3 if chunk in target else 0 for chunk in range(CHUNKS)]
     assert made.pending_nbytes == sum(10 * (chunk + 1) for chunk in made.pending)
 
@@ -342,8 +350,8 @@ def test_in_place_skips_what_is_applied(rows: dict[int, tuple[str, int]]) -> Non
             return content(made_of), content(77), content(88)
         return content(made_of + 10), recipe(made_by, content(made_of)), content(made_of)
 
-    made = plan_chunks(ROW, WANTED, table({chunk: fields(*row) for chunk, row in rows.items()}, generation=2), None)
-    assert list(made.lost) == [chunk for chunk in range(CHUNKS) if chunk not in rows]
+    made = plan_chunks(ROW, WANTED, {"t": table({chunk: fields(*row) for chunk, row in rows.items()}, generation=2)}, None)
+    assert list(made.lost["t"]) == [chunk for chunk in range(CHUNKS) if chunk not in rows]
     assert list(made.pending) == [chunk for chunk in sorted(rows) if rows[chunk][0] != WANTED]
     assert list(made.newest) == [2 if chunk in rows else 0 for chunk in range(CHUNKS)]
 
@@ -353,11 +361,11 @@ def test_a_damaged_chunk_is_made_again() -> None:
     damaged = (content(9), bytes(16), content(1))  # as `mark_damaged` leaves it
     source = table({chunk: (content(1), bytes(16), bytes(16)) for chunk in range(CHUNKS)})
     there = table({chunk: damaged if chunk == 2 else done for chunk in range(CHUNKS)})
-    assert plan_chunks(ROW, WANTED, source, there).pending == (2,)
-    assert plan_chunks(ROW, WANTED, there, None).pending == (2,)
+    assert plan_chunks(ROW, WANTED, {"t": source}, there).pending == (2,)
+    assert plan_chunks(ROW, WANTED, {"t": there}, None).pending == (2,)
 
 
 def test_an_array_without_chunks() -> None:
-    empty = ArrayPlan("t", ArrayMetadata.create((0,), (4,), np.dtype("u1")), ROW.target)
-    made = plan_chunks(empty, WANTED, merge({}, 0), merge({}, 0))
-    assert (made.pending, made.lost, made.skipped, made.pending_nbytes) == ((), (), 0, 0)
+    nothing = ArrayMetadata.create((0,), (4,), np.dtype("u1"))
+    made = plan_chunks(ArrayPlan.mapped("t", nothing, nothing), WANTED, {"t": merge({}, 0)}, merge({}, 0))
+    assert (made.pending, made.lost["t"], made.skipped, made.pending_nbytes) == ((), (), 0, 0)

@@ -125,7 +125,7 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     ]),
     "compressor number": ("source: a\noutput: {dataset: b, compressor: 3}\n", ["output.compressor: must not be the number 3; known: auto, none"]),
     "chunks": ("source: a\noutput: {dataset: b, chunks: all}\n", [
-        "p.yaml:2:30: output.chunks: must be auto, whole or a list of whole numbers, not the text 'all'; write auto, or as in [1, 256, 256]",
+        "p.yaml:2:30: output.chunks: must be auto, whole or a list of whole numbers, not the text 'all'; write auto, as in [1, 256, 256], or by dimension as in {time: 1}",
     ]),
     "chunks of nothing": ("source: a\noutput: {dataset: b, chunks: []}\n", ["output.chunks: must be auto, whole or a list of whole numbers"]),
     "chunks of halves": ("source: a\noutput: {dataset: b, chunks: [1, 2.5]}\n", ["output.chunks: must be auto, whole or a list"]),
@@ -160,11 +160,11 @@ def step(text: str) -> str:
 STEPS: dict[str, tuple[str, list[str]]] = {
     "steps mapping": ("source: a\nsteps:\n  clip: [0, 1]\noutput: b\n", ["p.yaml:3:3: steps: must be a list of steps, not a mapping; begin each"]),
     "steps text": ("source: a\nsteps: clip\noutput: b\n", ["p.yaml:2:8: steps: must be a list of steps, not the text 'clip'"]),
-    "step number": (step("3"), ["p.yaml:3:5: steps[0]: a step is its name with its parameters, not the number 3; known steps: apply, cast, clip, exec, fill_nan"]),
+    "step number": (step("3"), ["p.yaml:3:5: steps[0]: a step is its name with its parameters, not the number 3; known steps: apply, cast, clip"]),
     "step null": (step(""), ["steps[0]: a step is its name with its parameters, not empty"]),
     "step empty": (step("{}"), ["steps[0]: a step is its name with its parameters, not an empty mapping"]),
     "unknown step": (step("standardise: {per: x}"), ["p.yaml:3:5: steps[0].standardise: unknown step `standardise`; did you mean `standardize`?"]),
-    "very unknown step": (step("resize: 3"), ["p.yaml:3:5: steps[0].resize: unknown step `resize`; known: "]),
+    "very unknown step": (step("qqq: 3"), ["p.yaml:3:5: steps[0].qqq: unknown step `qqq`; known: "]),
     "bare unknown step": (step("standardise"), ["steps[0].standardise: unknown step `standardise`; did you mean"]),
     "parameters not indented": (step("standardize:\n    per: x"), [
         "p.yaml:3:5: steps[0]: one entry of the list has several keys: standardize, per; indent the parameters further than `standardize`",

@@ -58,7 +58,7 @@ def test_it_is_a_step_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("halve = halving:Third", "cannot be loaded: AttributeError"),
         (
             "third = halving:Halve",
-            "the step `third` of halving 1.0 cannot be used: halving:Halve is no gpuflow.steps.base.Step of that",
+            "the step `third` of halving 1.0 cannot be used: halving:Halve is no gpuflow.steps.base.Step or Join of that",
         ),
         ("halve = halving:ClassVar", "cannot be used"),
     ],

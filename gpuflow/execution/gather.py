@@ -1,0 +1,199 @@
+"""Chunks that are computed from parts of several: each chunk of the source is read once for a whole group of them.
+
+What lies here is decoded here; of what lies elsewhere only the parts that are needed are sent, decoded by the node that holds them, or
+the chunk as it is stored where all of it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+
+import numpy as np
+
+from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.cluster.peers import Holders, Transfer
+from gpuflow.errors import ChunkLost, GpuflowError
+from gpuflow.execution.evaluate import Boxes
+from gpuflow.execution.lane import Lane
+from gpuflow.pipelines.flow import Flow
+from gpuflow.pipelines.pulls import inputs_digest, overlap, pulls_of
+from gpuflow.steps.base import ArraySpec, Region
+from gpuflow.storage.blocks import Box, decode_chunk, read_block
+from gpuflow.storage.buffers import ALIGNMENT
+from gpuflow.storage.codecs import Block
+from gpuflow.storage.manifest import Replica
+from gpuflow.storage.record import DatasetRecord
+
+GATHERED = "gathered"
+"""Why parts of chunks are shipped: what is computed from them lies on another node than they do."""
+
+
+@dataclass
+class _Part:
+    """One chunk of the source: for which chunks it is wanted, which box of it, and where that goes."""
+
+    wanted: list[tuple[int, Box, Block]] = field(default_factory=list)
+
+    @cached_property
+    def boxes(self) -> list[Box]:
+        """Those that are not within others."""
+        distinct = {tuple((axis.start, axis.stop) for axis in box): box for _, box, _ in self.wanted}
+        boxes = list(distinct.values())
+        return [one for one in boxes if not any(other is not one and _within(one, other) for other in boxes)]
+
+
+def _within(one: Box, other: Box) -> bool:
+    return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(one, other, strict=True))
+
+
+class Gathering:
+    """What the chunks of a group are computed from, in the memory of the lane's slot."""
+
+    def __init__(
+        self, lane: Lane, source: DatasetRecord, flow: Flow, specs: Sequence[ArraySpec], regions: Mapping[int, Region]
+    ) -> None:
+        """regions: the part of the flow's result that each chunk of the group is."""
+        self._lane, self._source = lane, source
+        self._boxes: dict[int, dict[str, tuple[Region, Block]]] = {}
+        self._parts: dict[str, dict[int, _Part]] = {}
+        self._digests: dict[tuple[str, int], np.void] = {}
+        self._failed: dict[int, Exception] = {}
+        sources = {path: source.array(path) for path in flow.paths}
+        self._pulls = {chunk: pulls_of(flow, specs, sources, region) for chunk, region in regions.items()}
+        self._place()
+        for path, parts in self._parts.items():
+            self._fill(path, parts)
+
+    def take(self, chunk: int) -> tuple[Boxes, bytes]:
+        """What `chunk` is computed from, and the digest of that. Raises what went wrong with any of it."""
+        if chunk in self._failed:
+            raise self._failed[chunk]
+        digests = [np.array([self._digests[one.path, number] for number in one.chunks.tolist()]) for one in self._pulls[chunk]]
+        return self._boxes[chunk], inputs_digest(digests)
+
+    def _place(self) -> None:
+        """Memory for every box, and which part of which chunk goes where."""
+        shapes = {
+            (chunk, one.path): tuple(axis.stop - axis.start for axis in one.box)
+            for chunk, pulls in self._pulls.items()
+            for one in pulls
+        }
+        dtypes = {path: self._source.array(path).dtype for _, path in shapes}
+        sizes = {key: _aligned(prod(shape) * np.dtype(dtypes[key[1]]).itemsize) for key, shape in shapes.items()}
+        memory, position = self._lane.slot.gathered.bytes(sum(sizes.values())), 0
+        for chunk, pulls in self._pulls.items():
+            boxes = self._boxes[chunk] = {}
+            for one in pulls:
+                key, dtype = (chunk, one.path), np.dtype(dtypes[one.path])
+                nbytes = prod(shapes[key]) * dtype.itemsize
+                block = memory[position : position + nbytes].view(dtype).reshape(shapes[key])
+                position += sizes[key]
+                boxes[one.path] = one.box, block
+                grid, parts = self._source.array(one.path).grid, self._parts.setdefault(one.path, {})
+                for number in one.chunks.tolist():
+                    in_chunk, in_box = overlap(grid, number, one.box)
+                    parts.setdefault(number, _Part()).wanted.append((chunk, in_chunk, block[in_box]))
+
+    def _fill(self, path: str, parts: Mapping[int, _Part]) -> None:
+        """All boxes with what they want of the array at `path`: what lies here while the first of the rest is on its way."""
+        runtime = self._lane.runtime
+        numbers = sorted(parts)
+        holders = runtime.locate(self._source.name, path, numbers)
+        own = runtime.worker.address
+        here = [number for number in numbers if own in holders[number]]
+        away = [number for number in numbers if own not in holders[number]]
+        grid = self._source.array(path).grid
+        whole = [number for number in away if _is_whole(parts[number], grid.extent(number))]
+        cut = [number for number in away if number not in set(whole)]
+        replicas = self._lane.store.manifest.replicas_of(self._source.name, path, here)
+        for number in here:
+            self._read_here(path, number, parts[number], replicas.get(number))
+        self._read_away(path, whole, parts, holders, None)
+        self._read_away(path, cut, parts, holders, {number: parts[number].boxes for number in cut})
+
+    def _read_here(self, path: str, number: int, part: _Part, replica: Replica | None) -> None:
+        lane = self._lane
+        try:
+            with lane.tally.timed("decode"):
+                if replica is None:
+                    raise ChunkLost(self._source.chunk_name(path, number), [lane.store.node_id])
+                codec = lane.store.codec(self._source.name, path)
+                replica, block = read_block(lane.store, codec, replica, lane.slot, part.boxes)
+                for _, box, place in part.wanted:
+                    place[...] = block[box]
+        except GpuflowError as error:
+            return self._fail(part, error)
+        lane.tally.read += replica.nbytes
+        lane.tally.local_chunks += 1
+        self._digests[path, number] = np.void(replica.digest)
+
+    def _read_away(
+        self,
+        path: str,
+        numbers: Sequence[int],
+        parts: Mapping[int, _Part],
+        holders: Holders,
+        boxes: Mapping[int, Sequence[Box]] | None,
+    ) -> None:
+        """Chunks that lie on other nodes: as they are stored, or only `boxes` of them."""
+        if not numbers:
+            return
+        lane, source = self._lane, self._source
+        nothing = (0,) * len(numbers)
+        nbytes = source.array(path).chunk_nbytes * len(numbers)
+        group = ChunkGroup(lane.group.run, source.name, path, tuple(numbers), nothing, nothing, nbytes, nbytes)
+
+        def locate(wanted: Sequence[int]) -> Holders:
+            return lane.runtime.locate(source.name, path, wanted)
+
+        transfer = Transfer(lane.runtime.peers, group, numbers, {n: holders[n] for n in numbers}, locate, boxes)
+        for number in numbers:
+            try:
+                with lane.tally.timed("transfer"):
+                    replica, data = transfer.take(number, source.chunk_name(path, number))
+                with lane.tally.timed("decode"):
+                    self._put(path, parts[number], replica, data, None if boxes is None else boxes[number])
+            except GpuflowError as error:
+                self._fail(parts[number], error)
+                continue
+            lane.tally.shipped += len(data)
+            lane.tally.shipped_why[GATHERED] += len(data)
+            lane.tally.read += len(data)
+            lane.tally.remote_chunks += 1
+            self._digests[path, number] = np.void(replica.digest)
+        transfer.close()
+        lane.runtime.announce([], (len(numbers), transfer.nbytes, transfer.seconds))
+
+    def _put(self, path: str, part: _Part, replica: Replica, data: memoryview[int], boxes: Sequence[Box] | None) -> None:
+        """What came of a chunk to where it is wanted."""
+        if boxes is None:
+            codec = self._lane.store.codec(self._source.name, path)
+            block = decode_chunk(codec, self._lane.store, replica, data, self._lane.slot)
+            for _, box, place in part.wanted:
+                place[...] = block[box]
+            return
+        dtype, position, came = np.dtype(self._source.array(path).dtype), 0, []
+        values = np.frombuffer(data, dtype)
+        for box in boxes:
+            shape = tuple(axis.stop - axis.start for axis in box)
+            came.append((box, values[position : position + prod(shape)].reshape(shape)))
+            position += prod(shape)
+        for _, box, place in part.wanted:
+            around, block = next((each, block) for each, block in came if _within(box, each))
+            place[...] = block[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, around, strict=True))]
+
+    def _fail(self, part: _Part, error: Exception) -> None:
+        """All chunks that `part` is wanted for cannot be made."""
+        for chunk, _, _ in part.wanted:
+            self._failed.setdefault(chunk, error)
+
+
+def _is_whole(part: _Part, extent: tuple[int, ...]) -> bool:
+    """Whether all of the chunk is wanted."""
+    return any(all((axis.start, axis.stop) == (0, size) for axis, size in zip(box, extent, strict=True)) for box in part.boxes)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,105 @@
+"""Which chunks of the source a chunk of an output is computed from, and on which node that is best done.
+
+Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from gpuflow.datasets.catalog import ChunkTable
+from gpuflow.grid import Grid
+from gpuflow.pipelines.flow import Flow
+from gpuflow.steps.base import ArraySpec, Region
+from gpuflow.storage.metadata import ArrayMetadata
+
+_NEARLY = 0.9
+"""Nodes that hold so much of what the best one holds are as good: among them the one with the fewest chunks to make is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Of one array of the source: the part `box` of it, and the chunks that this lies in, in C order. nbytes: decoded, of each chunk's
+    part of the box."""
+
+    path: str
+    box: Region
+    chunks: NDArray[np.int64]
+    nbytes: NDArray[np.int64]
+
+
+def pulls_of(flow: Flow, specs: Sequence[ArraySpec], sources: Mapping[str, ArrayMetadata], region: Region) -> list[Pull]:
+    """What the part `region` of the flow's result is computed from, array by array."""
+    return [_pull(path, sources[path], box) for path, box in flow.pulls(specs, region).items()]
+
+
+def _pull(path: str, metadata: ArrayMetadata, box: Region) -> Pull:
+    grid = metadata.grid
+    ranges = [range(0)] * len(box)
+    overlaps = []
+    for axis, (part, chunk) in enumerate(zip(box, grid.chunks, strict=True)):
+        ranges[axis] = range(part.start // chunk, -(-part.stop // chunk) if part.stop > part.start else part.start // chunk)
+        starts = np.array(ranges[axis], np.int64) * chunk
+        overlaps.append(np.minimum(starts + chunk, part.stop) - np.maximum(starts, part.start))
+    itemsize = metadata.dtype.itemsize if metadata.dtype is not None else 1
+    nbytes = reduce(np.multiply.outer, overlaps, np.array(itemsize, np.int64))
+    return Pull(path, box, _numbers(grid, ranges), np.asarray(nbytes).reshape(-1))
+
+
+def _numbers(grid: Grid, ranges: Sequence[range]) -> NDArray[np.int64]:
+    """Linear numbers of the chunks at all positions within `ranges`, in C order."""
+    numbers = np.zeros((), np.int64)
+    for positions, count in zip(ranges, grid.counts, strict=True):
+        numbers = numbers[..., None] * count + np.array(positions, np.int64)
+    return numbers.reshape(-1)
+
+
+def overlap(grid: Grid, chunk: int, box: Region) -> tuple[Region, Region]:
+    """The part of `box` that lies in chunk number `chunk`, as seen from the chunk's beginning and from the box's."""
+    common = [
+        (max(a.start, b.start), min(a.stop, b.stop), a.start, b.start) for a, b in zip(grid.region(chunk), box, strict=True)
+    ]
+    in_chunk = tuple(slice(start - chunk_start, stop - chunk_start) for start, stop, chunk_start, _ in common)
+    return in_chunk, tuple(slice(start - box_start, stop - box_start) for start, stop, _, box_start in common)
+
+
+def inputs_digest(digests: Sequence[NDArray[np.void]]) -> bytes:
+    """One digest of the digests of all chunks that a chunk is computed from, array by array in the order of the pulls. The digest itself
+    where it is one chunk."""
+    if len(digests) == 1 and len(digests[0]) == 1:
+        return bytes(digests[0][0].tobytes())
+    return xxhash.xxh3_128_digest(b"".join(part.tobytes() for part in digests))
+
+
+class Homes:
+    """On which node each chunk is best made: where most of the bytes lie that it is computed from, and among equals where the fewest are
+    made. What is far apart in the source costs the same everywhere: then the nodes get equal shares."""
+
+    def __init__(self, tables: Mapping[str, ChunkTable]) -> None:
+        self._tables = tables
+        self.nodes = sorted({node for table in tables.values() for node in table.nodes})
+        numbers = {node: number for number, node in enumerate(self.nodes)}
+        self._members = {}
+        for path, table in tables.items():
+            members = np.zeros((len(table.sets), len(self.nodes)))
+            for number in range(len(table.sets)):
+                members[number, [numbers[node] for node in table.sets[number]]] = 1
+            self._members[path] = members
+        self._given = np.zeros(len(self.nodes), np.int64)
+
+    def choose(self, pulls: Sequence[Pull]) -> tuple[str, int]:
+        """The node for the chunk that is computed from `pulls`, and the decoded bytes of it that lie there."""
+        held = np.zeros(len(self.nodes))
+        for one in pulls:
+            members = self._members[one.path]
+            weights = np.bincount(self._tables[one.path].holders[one.chunks], one.nbytes, len(members))
+            held += weights @ members
+        good = np.flatnonzero(held >= _NEARLY * held.max())
+        best = good[np.argmin(self._given[good])]
+        self._given[best] += 1
+        return self.nodes[best], int(held[best])

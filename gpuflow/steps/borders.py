@@ -1,0 +1,47 @@
+"""What lies beyond the edges of an array, by SciPy's names, and blocks with so much of it around them as is asked for.
+
+Pure. Source of the modes: scipy.ndimage's documentation, of `reflect` (d c b a | a b c d | d c b a) and the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from gpuflow.steps.base import Array, ArraySpec, Namespace, Region
+
+Mode = Literal["reflect", "constant", "nearest", "mirror", "wrap"]
+
+_OF_NUMPY = {"reflect": "symmetric", "constant": "constant", "nearest": "edge", "mirror": "reflect", "wrap": "wrap"}
+
+Halo = Sequence[tuple[int, int]]
+"""By axis: how many values before and after a place its result depends on."""
+
+
+def with_halo(array: ArraySpec, region: Region, halo: Halo, mode: Mode) -> Region:
+    """`region` with its halo, and what the values beyond an edge are taken from, as far as it lies within the array."""
+    parts = []
+    for part, size, (before, after) in zip(region, array.shape, halo, strict=True):
+        first, last = part.start - before, part.stop + after
+        under, over = max(0, -first), max(0, last - size)
+        if mode == "wrap" and (under or over):
+            first, last = 0, size
+        elif mode in ("reflect", "mirror"):
+            first, last = min(first, size - over - 1) if over else first, max(last, under + 1) if under else last
+        # At least the place at the edge, also for a region that lies beyond it.
+        parts.append(slice(max(0, min(first, size - 1)), min(size, max(last, 1))))
+    return tuple(parts)
+
+
+def padded(xp: Namespace, block: Array, array: ArraySpec, region: Region, halo: Halo, mode: Mode, value: float = 0.0) -> Array:
+    """The part `region` of the array with its halo all around. block: the part `with_halo` of it. value: beyond the edges in the mode
+    constant."""
+    widths, inner = [], []
+    have = with_halo(array, region, halo, mode)
+    for part, there, size, (before, after) in zip(region, have, array.shape, halo, strict=True):
+        first, last = part.start - before, part.stop + after
+        widths.append((max(0, -first), max(0, last - size)))
+        offset = first - there.start + widths[-1][0]
+        inner.append(slice(offset, offset + last - first))
+    options = {"constant_values": value} if mode == "constant" else {}
+    wide = xp.pad(block, widths, mode=_OF_NUMPY[mode], **options) if any(map(any, widths)) else block
+    return wide[tuple(inner)]

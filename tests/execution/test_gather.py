@@ -1,0 +1,131 @@
+"""Chunks that are computed from parts of several, on a real cluster of three nodes, against NumPy and SciPy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from scipy import ndimage
+
+from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
+from gpuflow.execution.receipt import Receipt
+from gpuflow.execution.run import run_pipeline
+from gpuflow.objectstore.ingest import ingest_source
+from gpuflow.objectstore.sources import open_source
+from gpuflow.pipelines.load import from_dict
+from tests.helpers import read_back
+
+SHAPE = (20, 96, 80)
+
+
+@pytest.fixture(scope="module")
+def fields(three_nodes: Connection, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """Dataset `gathered-in`: u and v over different grids, and their coordinate time."""
+    path = tmp_path_factory.mktemp("gather") / "in.zarr"
+    group = zarr.create_group(path)
+    values = {}
+    for seed, (name, chunks) in enumerate({"u": (4, 48, 40), "v": (20, 16, 80)}.items()):
+        array = group.create_array(name, shape=SHAPE, chunks=chunks, dtype="float32", dimension_names=["time", "y", "x"])
+        values[name] = (np.random.default_rng(seed).normal(size=SHAPE) * 20 + 270).astype("float32")
+        array[...] = values[name]
+    time = group.create_array("time", shape=SHAPE[:1], chunks=(10,), dtype="int64", dimension_names=["time"])
+    time[...] = np.arange(SHAPE[0])
+    assert ingest_source(three_nodes, open_source(path), "gathered-in").status == "done"
+    return values
+
+
+def roots_of(connection: Connection) -> list[Path]:
+    return [Path(worker["root"]) for worker in connection.info()["workers"].values()]
+
+
+def run(connection: Connection, name: str, steps: list[Any], arrays: Any = None, **output: Any) -> Receipt:
+    source = {"dataset": "gathered-in"} | ({"arrays": arrays} if arrays else {})
+    return run_pipeline(connection, from_dict({"source": source, "steps": steps, "output": {"dataset": name, **output}}))
+
+
+def stored(connection: Connection, name: str, array: str) -> np.ndarray:
+    return read_back(roots_of(connection), name, array)
+
+
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        ("samples", {"chunks": {"time": 1}, "shards": [4, 96, 80]}),
+        ("series", {"chunks": {"time": -1, "y": 8, "x": 8}, "shards": [20, 24, 80]}),
+        ("odd", {"shards": [7, 33, 21], "chunks": "whole", "compressor": "none"}),
+    ],
+)
+def test_rechunked_it_is_the_same(three_nodes: Connection, fields: dict[str, np.ndarray], name: str, output: Any) -> None:
+    receipt = run(three_nodes, name, [], **output).to_dict()
+    assert (receipt["status"], receipt["chunks"]["failed"]) == ("done", 0)
+    for array, values in fields.items():
+        np.testing.assert_array_equal(stored(three_nodes, name, array), values)
+    assert receipt["bytes"]["shipped"] == receipt["bytes"]["sent"] > 0
+    assert receipt["bytes"]["shipped"] <= sum(values.nbytes for values in fields.values()), "no byte is shipped twice"
+    assert (stored(three_nodes, name, "time") == np.arange(20)).all()
+    record = catalog.find(three_nodes, name)
+    assert record.array("u").grid.chunks == tuple(output["shards"])
+    opened = zarr.open_array(roots_of(three_nodes)[0] / "datasets" / name / "u", mode="r")
+    assert opened.metadata.dimension_names == ("time", "y", "x")
+    again = run(three_nodes, name, [], **output).to_dict()["chunks"]
+    assert (again["done"], again["skipped"]) == (0, again["total"])
+
+
+def test_only_borders_travel_for_a_filter(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
+    steps = [{"gaussian": {"sigma": {"y": 1, "x": 1}, "mode": "mirror"}}, {"cast": "float16"}]
+    receipt = run(three_nodes, "blurred", steps, "u").to_dict()
+    assert receipt["status"] == "done"
+    expected = ndimage.gaussian_filter(fields["u"], (0, 1, 1), mode="mirror")
+    np.testing.assert_allclose(stored(three_nodes, "blurred", "u"), expected, rtol=1e-3)
+    # Each chunk of 4 x 48 x 40 needs 4 values around it: of a node that holds a third, not more than these come from others.
+    borders = 20 * 4 * (4 * (56 * 48 - 48 * 40))
+    assert 0 < receipt["bytes"]["shipped"] <= borders
+    assert set(receipt["locality"]["shipped_bytes"]) == {"gathered"}
+
+
+def test_variables_become_the_channels_of_samples(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
+    steps = [
+        {"stack": {"arrays": ["u", "v"], "along": "channel", "name": "tensor"}},
+        {"standardize": "channel"},
+        {"crop": {"to": {"y": 64, "x": [8, 72]}}},
+    ]
+    receipt = run(three_nodes, "tensors", steps, chunks={"time": 1}).to_dict()
+    assert receipt["status"] == "done", receipt["failures"]
+    both = np.stack([fields["u"], fields["v"]], 1).astype("float64")
+    expected = (both - both.mean((0, 2, 3), keepdims=True)) / both.std((0, 2, 3), keepdims=True)
+    np.testing.assert_allclose(stored(three_nodes, "tensors", "tensor"), expected[:, :, 16:80, 8:72], atol=1e-5)
+    record = catalog.find(three_nodes, "tensors")
+    assert sorted(record.arrays) == ["tensor", "time"]
+    assert record.array("tensor").dims == ("time", "channel", "y", "x")
+    again = run(three_nodes, "tensors", steps, chunks={"time": 1})
+    assert (again.statistics_chunks, again.to_dict()["chunks"]["done"]) == (0, 0)
+
+
+def test_a_step_that_raises_fails_its_chunks_alone(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
+    steps = [{"rolling": {"size": {"time": 3}}}, {"map": "where(x > 340, 1e9, x)"}, {"cast": {"dtype": "uint8", "strict": True}}]
+    low = run(three_nodes, "strict", [*steps[:1], {"clip": [0, 255]}, *steps[1:]], "u").to_dict()
+    assert low["status"] == "done"
+    receipt = run(three_nodes, "strict-not", steps, "u").to_dict()
+    assert receipt["status"] == "failed"
+    assert receipt["chunks"]["failed"] == 20
+    assert "does not fit uint8" in receipt["failures"][0]["error"]
+    assert receipt["failures"][0]["chunk"].startswith("strict-not/u/c/")
+
+
+def test_a_damaged_chunk_of_the_source_is_named_and_the_others_go_on(
+    three_nodes: Connection, fields: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    path = tmp_path / "one.zarr"
+    array = zarr.create_group(path).create_array("a", shape=(64, 64), chunks=(16, 16), dtype="float32")
+    array[...] = np.arange(64 * 64).reshape(64, 64)
+    assert ingest_source(three_nodes, open_source(path), "gather-damaged").status == "done"
+    victim = next(file for root in roots_of(three_nodes) for file in (root / "datasets/gather-damaged/a").glob("c/1/1"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    spec = from_dict({"source": "gather-damaged", "steps": [{"median": {"size": {0: 3, 1: 3}}}], "output": "gather-rest"})
+    receipt = run_pipeline(three_nodes, spec).to_dict()
+    assert (receipt["chunks"]["done"], receipt["chunks"]["failed"]) == (7, 9)
+    assert all("gather-damaged/a/c/1/1" in failure["error"] for failure in receipt["failures"])

@@ -1,0 +1,158 @@
+"""Flows: a part of the result from the parts that it pulls, however the arrays are cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from gpuflow.execution.evaluate import Evaluation
+from gpuflow.grid import Grid
+from gpuflow.pipelines.flow import Apply, Flow
+from gpuflow.pipelines.load import from_dict
+from gpuflow.pipelines.table import Tables
+from gpuflow.steps.base import ArraySpec, Region
+from tests.backends.samples import whole
+
+DIMS = ("time", "y", "x")
+SHAPE = (7, 11, 9)
+
+
+def values(dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).normal(size=SHAPE) * 50 + 100).astype(dtype)
+
+
+def flows(steps: list[Any], sources: dict[str, np.ndarray]) -> tuple[dict[str, Flow], dict[str, ArraySpec]]:
+    spec = from_dict({"source": "d", "steps": steps, "output": "e"})
+    specs = {path: ArraySpec(array.shape, array.dtype, DIMS) for path, array in sources.items()}
+    return dict(Tables(specs, list(specs), []).apply(spec.steps)), specs
+
+
+def evaluated(
+    flow: Flow, specs: dict[str, ArraySpec], sources: dict[str, np.ndarray], region: Region | None = None
+) -> np.ndarray:
+    nodes = flow.specs(specs)
+    region = region or tuple(slice(0, size) for size in nodes[-1].shape)
+    boxes = {path: (box, np.ascontiguousarray(sources[path][box])) for path, box in flow.pulls(nodes, region).items()}
+    out = Evaluation(flow, nodes, "numba")(boxes, region, np.empty)
+    assert (out.shape, out.dtype) == (tuple(part.stop - part.start for part in region), nodes[-1].dtype)
+    return out
+
+
+PAD = {"reflect": "symmetric", "constant": "constant", "nearest": "edge", "mirror": "reflect", "wrap": "wrap"}
+EXPECTED: dict[str, tuple[list[Any], Any]] = {
+    "crop": ([{"crop": {"to": {"y": [2, -3], "x": 4}}}], lambda a: a[:, 2:8, 2:6]),
+    "crop open": ([{"crop": {"to": {"time": [None, 3], "x": [-4, None]}}}], lambda a: a[:3, :, 5:]),
+    "transpose": ([{"transpose": ["x", "time", "y"]}], lambda a: a.transpose(2, 0, 1)),
+    "pad": (
+        [{"pad": {"width": {"y": 2, "x": [0, 5]}, "value": 7}}],
+        lambda a: np.pad(a, [(0, 0), (2, 2), (0, 5)], constant_values=7),
+    ),
+    "rolling": ([{"rolling": {"size": {"time": 3}}}], lambda a: ndimage.uniform_filter1d(a.astype("f8"), 3, 0)),
+    "difference": ([{"difference": {"over": {"time": 1}}}], lambda a: np.diff(a, axis=0, prepend=a[:1])),
+    "look ahead": (
+        [{"difference": {"over": {"x": -2}}}],
+        lambda a: a - np.pad(a, [(0, 0), (0, 0), (0, 2)], mode="edge")[..., 2:],
+    ),
+    "median": ([{"median": {"size": {"y": 3, "x": 4}}}], lambda a: ndimage.median_filter(a, (1, 3, 4))),
+    "opening": (
+        [{"minimum": {"size": {"y": 3, "x": 3}}}, {"maximum": {"size": {"y": 3, "x": 3}}}],
+        lambda a: ndimage.grey_opening(a, (1, 3, 3)),
+    ),
+    "resize": ([{"resize": {"to": {"y": 4, "x": 18}, "method": "nearest"}}], lambda a: a[:, [1, 4, 6, 9]].repeat(2, 2)),
+    "a chain": (
+        [{"map": "x * 2"}, {"gaussian": {"sigma": {"y": 1}}}, {"crop": {"to": {"y": [1, 9]}}}, {"clip": [150, 250]}],
+        lambda a: np.clip(ndimage.gaussian_filter1d(a * 2, 1, 1)[:, 1:9], 150, 250),
+    ),
+}
+for _mode in PAD:
+    EXPECTED[f"gaussian {_mode}"] = (
+        [{"gaussian": {"sigma": {"y": 1.5, "x": 1}, "mode": _mode, "value": 3}}],
+        lambda a, mode=_mode: ndimage.gaussian_filter(a, (0, 1.5, 1), mode=mode, cval=3),
+    )
+    if _mode != "constant":
+        EXPECTED[f"pad {_mode}"] = (
+            [{"pad": {"width": {"y": [3, 14], "x": [10, 0]}, "mode": _mode}}],
+            lambda a, mode=_mode: np.pad(a, [(0, 0), (3, 14), (10, 0)], mode=PAD[mode]),
+        )
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_whole_is_what_numpy_and_scipy_give(name: str) -> None:
+    steps, reference = EXPECTED[name]
+    sources = {"a": values()}
+    made, specs = flows(steps, sources)
+    out = evaluated(made["a"], specs, sources)
+    expected = reference(sources["a"])
+    assert out.shape == expected.shape
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(EXPECTED)), st.tuples(*[st.integers(1, 6)] * 3))
+def test_any_part_is_that_part_of_the_whole(name: str, chunks: tuple[int, ...]) -> None:
+    steps, _ = EXPECTED[name]
+    sources = {"a": values()}
+    made, specs = flows(steps, sources)
+    flow = made["a"]
+    at_once = evaluated(flow, specs, sources)
+    grid = Grid(at_once.shape, chunks)
+    for chunk in range(grid.size):
+        region = grid.region(chunk)
+        np.testing.assert_array_equal(evaluated(flow, specs, sources, region), at_once[region], err_msg=str(region))
+
+
+def test_arrays_are_stacked_and_picked() -> None:
+    sources = {"u": values(), "v": values("int16", 1), "w": values(seed=2)}
+    steps = [
+        {"map": "x + 1"},
+        {"stack": {"arrays": ["u", "v"], "along": "channel", "name": "uv"}},
+        {"clip": [0, 120]},
+        {"drop": "w"},
+    ]
+    made, specs = flows(steps, sources)
+    assert list(made) == ["uv"]
+    flow = made["uv"]
+    assert (flow.paths, flow.steps) == (("u", "v"), None)
+    assert flow.specs(specs)[-1] == ArraySpec((7, 2, 11, 9), np.dtype("float32"), ("time", "channel", "y", "x"))
+    expected = np.clip(np.stack([sources["u"] + 1, sources["v"] + np.int16(1)], 1), 0, 120)
+    np.testing.assert_array_equal(evaluated(flow, specs, sources), expected)
+    part = (slice(2, 5), slice(1, 2), slice(0, 3), slice(4, 9))
+    np.testing.assert_array_equal(evaluated(flow, specs, sources, part), expected[part])
+    pulled = flow.pulls(flow.specs(specs), part)
+    assert pulled["v"] == (part[0], *part[2:])
+    assert all(axis.start == axis.stop for axis in pulled["u"])
+
+
+def test_what_flows_have_in_common_is_read_once() -> None:
+    sources = {"u": values(), "v": values(seed=1)}
+    made, _ = flows([{"stack": {"arrays": ["u", "v"], "name": "uv"}}], sources)
+    both = Flow.joined(made["uv"].nodes[-1].operation, "again", [made["uv"], made["uv"]])  # type: ignore[union-attr, arg-type]
+    assert both.paths == ("u", "v")
+    assert sum(isinstance(node, Apply) for node in both.nodes) == 2
+
+
+def test_before_a_step_is_what_goes_into_it() -> None:
+    sources = {"u": values(), "v": values(seed=1)}
+    made, specs = flows(
+        [{"gaussian": {"sigma": {"x": 1}}}, {"stack": {"arrays": ["u", "v"]}}, {"standardize": "channel"}], sources
+    )
+    flow = made["stacked"]
+    found = flow.first_unresolved(flow.specs(specs))
+    assert found is not None
+    number, request = found
+    assert (number, request.keep) == (len(flow.nodes) - 1, (1,))
+    assert flow.before(number).nodes == flow.nodes[:-1]
+
+
+def test_parts_of_resized_images_need_the_whole_images_alone() -> None:
+    sources = {"a": values("uint8")}
+    made, specs = flows([{"resize": {"to": {"y": 5, "x": 6}}}], sources)
+    nodes = made["a"].specs(specs)
+    assert made["a"].pulls(nodes, (slice(3, 4), slice(0, 2), slice(0, 1))) == {"a": (slice(3, 4), slice(0, 11), slice(0, 9))}
+    assert nodes[-1].dtype == np.uint8
+    assert whole(sources["a"])[0] == slice(0, 7)
