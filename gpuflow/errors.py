@@ -13,6 +13,7 @@
     |- SourceChanged          chunks of the source changed while others were computed from them
     |- PlanTooLarge           a worker has not the memory that the chunks need
     |- StatisticsError        a statistic that a step needs is unusable
+    |- ProgramFailed          a program that a step runs on a chunk failed
     |- RunFailed              chunks of a run failed; carries the receipt
     `- ClusterError           no cluster, no plugin, no node, wrong version
        `- DeviceUnavailable   a named device is not there
@@ -38,6 +39,7 @@ __all__ = [
     "NotFound",
     "PlanTooLarge",
     "Problem",
+    "ProgramFailed",
     "RunFailed",
     "SourceChanged",
     "SourceError",
@@ -236,6 +238,18 @@ class StatisticsError(GpuflowError, ArithmeticError):
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
+
+class ProgramFailed(GpuflowError):
+    """A program that a step ran on a chunk failed. said: the end of what it wrote to its stderr."""
+
+    def __init__(self, program: str, reason: str, said: str = "") -> None:
+        super().__init__(program, reason, said)
+        self.program, self.reason, self.said = program, reason, said
+
+    def __str__(self) -> str:
+        lines = self.said.strip().splitlines()
+        return f"the program {self.program} {self.reason}" + (f"; it said: {lines[-1][:200]}" if lines else "")
 
 
 class RunFailed(GpuflowError):

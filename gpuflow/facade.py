@@ -51,14 +51,15 @@ def run(
     *,
     connection: Connection | None = None,
     stack: bool = False,
+    allow_exec: bool = False,
     progress: Progress | None = None,
 ) -> Receipt:
     """Run a pipeline, given as such or as the path of its YAML file, and return the receipt.
 
     RunFailed when chunks failed, with the receipt; the others are done, and calling it again does only what is missing. stack: apply an
-    in-place pipeline on top of another."""
+    in-place pipeline on top of another. allow_exec: `exec` steps may run programs on the embedded cluster of the call."""
     spec = as_spec(pipeline)
-    with _connected(connection, device=spec.run.device, workers=spec.run.workers) as cluster:
+    with _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec) as cluster:
         return raise_for(run_pipeline(cluster, spec, stack=stack, progress=progress))
 
 

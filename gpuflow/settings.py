@@ -1,6 +1,6 @@
 """What the environment says: one function a setting, read when asked for.
 
-GPUFLOW_ROOT, GPUFLOW_SCHEDULER, GPUFLOW_ROUTING."""
+GPUFLOW_ROOT, GPUFLOW_SCHEDULER, GPUFLOW_ROUTING, GPUFLOW_ALLOW_EXEC."""
 
 from __future__ import annotations
 
@@ -26,3 +26,13 @@ def routing_mode() -> str:
     if mode not in ("auto", "late", "strict"):
         raise ConfigError([Problem(f"GPUFLOW_ROUTING is {mode!r}", hint="use auto, late or strict")])
     return mode
+
+
+def exec_is_allowed() -> bool:
+    """Whether steps may run programs in this process: `GPUFLOW_ALLOW_EXEC` is 1, which `--allow-exec` sets for a worker."""
+    return os.environ.get("GPUFLOW_ALLOW_EXEC") == "1"
+
+
+def allow_exec() -> None:
+    """From now on, in this process and those that it starts."""
+    os.environ["GPUFLOW_ALLOW_EXEC"] = "1"

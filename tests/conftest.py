@@ -16,7 +16,7 @@ from gpuflow.cluster.connection import Connection, connect
 def _own_environment() -> Iterator[None]:
     """Tests neither see nor touch the user's cluster and data; schedulers that they start check their invariants at every transition."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("GPUFLOW_ROOT", "GPUFLOW_SCHEDULER", "GPUFLOW_ROUTING", "GPUFLOW_LIFELINE"):
+        for name in ("GPUFLOW_ROOT", "GPUFLOW_SCHEDULER", "GPUFLOW_ROUTING", "GPUFLOW_LIFELINE", "GPUFLOW_ALLOW_EXEC"):
             patch.delenv(name, raising=False)
         for process in ("SCHEDULER", "WORKER"):
             patch.setenv(f"DASK_DISTRIBUTED__{process}__VALIDATE", "True")

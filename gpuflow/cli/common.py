@@ -42,6 +42,10 @@ Root = Annotated[
         "--root", help="Store root of the embedded cluster (or GPUFLOW_ROOT; default .gpuflow).", rich_help_panel=_CLUSTER
     ),
 ]
+AllowExec = Annotated[
+    bool,
+    typer.Option("--allow-exec", help="Let `exec` steps run programs on the embedded cluster.", rich_help_panel=_CLUSTER),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Rate = Annotated[str | None, typer.Option("--rate", help="Bytes per second of each node at most, such as 200MB.")]
 Report = Annotated[Path | None, typer.Option("--report", help="Also write the receipt to this file, as JSON.")]
@@ -49,12 +53,19 @@ Report = Annotated[Path | None, typer.Option("--report", help="Also write the re
 
 @contextmanager
 def cluster(
-    scheduler: str | None, nodes: int | None, workers: int | None, device: str | None, root: Path | None
+    scheduler: str | None,
+    nodes: int | None,
+    workers: int | None,
+    device: str | None,
+    root: Path | None,
+    *,
+    allow_exec: bool = False,
 ) -> Iterator[Connection]:
     """The cluster that the options name, or an embedded one for the command."""
     from gpuflow.cluster.connection import connect
 
-    with connect(scheduler, nodes=nodes, workers=workers, root=root, device=device or "auto") as connection:
+    options: dict[str, Any] = {"nodes": nodes, "workers": workers, "root": root, "device": device or "auto"}
+    with connect(scheduler, **options, allow_exec=allow_exec) as connection:
         yield connection
 
 

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from gpuflow.cli.common import AsJson, Device, Nodes_, Report, Root, Scheduler, Workers, cluster, end_with, nodes_to_look_at, show
+from gpuflow.cli.common import (
+    AllowExec,
+    AsJson,
+    Device,
+    Nodes_,
+    Report,
+    Root,
+    Scheduler,
+    Workers,
+    cluster,
+    end_with,
+    nodes_to_look_at,
+    show,
+)
 
 File = Annotated[Path, typer.Argument(help="The pipeline's YAML file.")]
 Stack = Annotated[bool, typer.Option("--stack", help="In place: apply it on top of the pipeline that was applied before.")]
@@ -81,6 +94,7 @@ def run(
     device: Device = None,
     scheduler: Scheduler = None,
     root: Root = None,
+    allow_exec: AllowExec = False,
     report: Report = None,
     as_json: AsJson = False,
 ) -> None:
@@ -95,6 +109,8 @@ def run(
 
     spec = load_pipeline(file, settings or ())
     embedded_workers = None if scheduler or scheduler_address() else workers or spec.run.workers
-    with cluster(scheduler, nodes, embedded_workers, device or spec.run.device, root) as connection, ProgressBar() as bar:
+    chosen = device or spec.run.device
+    where = cluster(scheduler, nodes, embedded_workers, chosen, root, allow_exec=allow_exec)
+    with where as connection, ProgressBar() as bar:
         receipt = run_pipeline(connection, spec, stack=stack, progress=bar)
     end_with(receipt, as_json, report)

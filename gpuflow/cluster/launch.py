@@ -56,11 +56,12 @@ def scheduler_command(*options: str) -> list[str]:
     return [sys.executable, "-m", "distributed.cli.dask_scheduler", "--preload", "gpuflow.cluster", *options]
 
 
-def worker_command(scheduler: str, root: Path, *options: str, node_name: str | None = None) -> list[str]:
+def worker_command(scheduler: str, root: Path, *options: str, node_name: str | None = None, may_exec: bool = False) -> list[str]:
     """`dask worker` as a worker of the node whose store is at `root`. A nanny takes the preload for its lifeline."""
     command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, *options]
     command += ["--preload-nanny", "gpuflow.cluster", "--preload", "gpuflow.cluster"]
-    return [*command, "--root", str(root), *(["--node-name", node_name] if node_name else [])]
+    command += ["--root", str(root), *(["--node-name", node_name] if node_name else [])]
+    return [*command, "--allow-exec"] if may_exec else command
 
 
 class Supervised:
@@ -169,12 +170,14 @@ def _open_all(roots: Sequence[Path]) -> None:
 class EmbeddedCluster:
     """A scheduler and worker processes on this machine, for as long as this object (or this process) lives."""
 
-    def __init__(self, root: Path, nodes: int = 1, workers: int | None = None) -> None:
-        """`nodes` store roots (see `node_roots`), each with `workers` processes (default: see `share_out`)."""
+    def __init__(self, root: Path, nodes: int = 1, workers: int | None = None, *, may_exec: bool = False) -> None:
+        """`nodes` store roots (see `node_roots`), each with `workers` processes (default: see `share_out`). may_exec: they may run
+        programs."""
         if nodes < 1 or (workers is not None and workers < 1):
             raise ClusterError(f"a cluster of {nodes} nodes with {workers} workers each cannot be", "use numbers from 1 up")
         self._roots = node_roots(root, nodes)
         self._per_node, self._threads = share_out(nodes, workers)
+        self._may_exec = may_exec
         _open_all(self._roots)
         self._workers: list[Supervised] = []
         self.trouble = ""
@@ -213,7 +216,7 @@ class EmbeddedCluster:
         name = f"node{number}-{index}"
         options = ["--host", "127.0.0.1", "--no-nanny", "--no-dashboard", "--nthreads", str(self._threads)]
         options += ["--name", name, "--local-directory", self._folder.name]
-        command = worker_command(self.address, root, *options)
+        command = worker_command(self.address, root, *options, may_exec=self._may_exec)
 
         def give_up(reason: str) -> None:
             self.trouble = f"worker {name} {reason}"
@@ -236,7 +239,7 @@ class EmbeddedCluster:
         self._folder.cleanup()
 
 
-def serve_node(scheduler: str, root: Path, options: Sequence[str], node_name: str | None) -> None:
+def serve_node(scheduler: str, root: Path, options: Sequence[str], node_name: str | None, *, may_exec: bool = False) -> None:
     """Run a node's workers in the foreground, starting them again when they end, until interrupted. `gpuflow node`."""
     try:
         NodeStore(root, name=node_name).close()
@@ -249,7 +252,7 @@ def serve_node(scheduler: str, root: Path, options: Sequence[str], node_name: st
         reasons.append(reason)
         failed.set()
 
-    command = worker_command(scheduler, root, *options, node_name=node_name)
+    command = worker_command(scheduler, root, *options, node_name=node_name, may_exec=may_exec)
     supervised = Supervised(command, log=None, lifeline=True, on_give_up=give_up)
     try:
         failed.wait()

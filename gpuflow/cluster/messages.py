@@ -44,11 +44,13 @@ class ChunkGroup:
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a worker says of itself when it joins. place: where `root` really is (see `place`). usable_nbytes: of memory, before Dask
-    pauses it; None without a limit. machine_nbytes: what its machine, or its cgroup, has."""
+    pauses it; None without a limit. machine_nbytes: what its machine, or its cgroup, has.
+    allows_exec: whether steps may run programs there."""
 
     node: str
     root: str
     place: str
     usable_nbytes: int | None = None
     machine_nbytes: int = 0
+    allows_exec: bool = False
     version: str = __version__

@@ -17,6 +17,7 @@ from gpuflow.cluster.messages import SHIPPED, NodeInfo, Transferred
 from gpuflow.cluster.peers import Holders, Peers
 from gpuflow.cluster.place import place_of
 from gpuflow.cluster.serving import Serving
+from gpuflow.settings import exec_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
 from gpuflow.storage.node import NodeStore
@@ -38,7 +39,8 @@ class NodeRuntime:
         """Startup information: what the scheduler learns when the worker joins."""
         manager = worker.memory_manager
         usable = int(manager.memory_limit * (manager.memory_pause_fraction or 1.0)) if manager.memory_limit else None
-        return asdict(NodeInfo(self.store.node_id, str(self.store.root), place_of(self.store.root), usable, MEMORY_LIMIT))
+        root = self.store.root
+        return asdict(NodeInfo(self.store.node_id, str(root), place_of(root), usable, MEMORY_LIMIT, exec_is_allowed()))
 
     # -- served to others -----------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,11 +18,13 @@ from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import spec_of
 from gpuflow.reductions.requests import Reduction, Request, merge
 from gpuflow.reductions.tree import Node, collapse
-from gpuflow.steps.base import ArraySpec, Region, Step
+from gpuflow.steps.base import ArraySpec, Operation, Region, Step
 from gpuflow.steps.fuse import compile_steps
+from gpuflow.steps.place import Place, current
 from gpuflow.storage.blocks import decode_chunk
 from gpuflow.storage.codecs import ArrayCodec, Block
 from gpuflow.storage.manifest import UNKNOWN, Replica
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
@@ -48,7 +51,16 @@ def apply_steps(
         kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), backend)
         extent = block.shape
         out = target.place(extent, lane.slot) if target else lane.slot.computed.array(extent, kernel.out_dtype)
+        set_place(lane, lane.codec.metadata, region, steps)
         return kernel(block, region, out)
+
+
+def set_place(lane: Lane, metadata: ArrayMetadata, region: Region, steps: Sequence[Operation]) -> None:
+    """Say to steps that run programs which chunk is worked on: the one of `metadata` that begins where `region` does."""
+    if any(step.runs_programs for step in steps):
+        grid = metadata.grid
+        chunk = grid.ravel(tuple(part.start // size for part, size in zip(region, grid.chunks, strict=True)))
+        current.set(Place(lane.group.dataset, lane.group.array, metadata.key(chunk), lane.store.writer.folder))
 
 
 def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], backend: Backend) -> Block:
@@ -57,6 +69,8 @@ def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], back
     spec, grid = spec_of(metadata), metadata.grid
     block = np.zeros(grid.extent(0) if grid.size else (0,) * len(grid.shape), spec.dtype)
     region = grid.region(0) if grid.size else (slice(0, 0),) * len(grid.shape)
+    if any(step.runs_programs for step in steps):  # on real chunks only
+        return np.zeros(block.shape, compile_steps(steps, spec, backend).out_dtype)
     return compile_steps(steps, spec, backend)(block, region) if steps else block
 
 
@@ -227,6 +241,7 @@ class GatherJob:
         if found != inputs[chunk]:
             raise SourceChanged(self.records[0].name)
         region = grid.region(chunk)
+        set_place(lane, target.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
             evaluate = Evaluation(self.flow, specs, self.backend)
             block = evaluate(boxes, region, lambda shape, _: target.place(shape, lane.slot))
@@ -265,6 +280,7 @@ class GatherStatisticsJob:
             lane.shared = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks)
         boxes, _ = lane.shared.take(chunk)
         region, keep = self.grid.region(chunk), self.request.keep
+        set_place(lane, lane.codec.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
             block = Evaluation(self.flow, specs, self.backend)(boxes, region, lane.slot.computed.array)
             part = self.request.of(block)
@@ -284,6 +300,8 @@ def specs_of(record: DatasetRecord, flow: Flow) -> tuple[ArraySpec, ...]:
 def warm_up(record: DatasetRecord, flow: Flow, region: Region, backend: Backend) -> Block:
     """Have the machine code of a flow made or loaded; what it makes of zeros for the part `region` of its result."""
     specs = specs_of(record, flow)
+    if any(operation.runs_programs for operation in flow.applied):  # on real chunks only
+        return np.zeros([axis.stop - axis.start for axis in region], specs[-1].dtype)
     pulled = flow.pulls(specs, region)
     boxes = {
         path: (box, np.zeros([axis.stop - axis.start for axis in box], record.array(path).dtype)) for path, box in pulled.items()

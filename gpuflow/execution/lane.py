@@ -313,7 +313,7 @@ class Lane:
     def fail(self, chunk: int, error: Exception) -> None:
         """Record that `chunk` could not be done."""
         own = isinstance(error, GpuflowError)
-        text = "" if own else "".join(traceback.format_exception(error))
+        text = getattr(error, "said", "") if own else "".join(traceback.format_exception(error))
         shown = str(error) if own else f"{type(error).__name__}: {error}"
         retry = isinstance(error, ChunkLost | GroupNotCommitted) or chunk in self._elsewhere
         self.tally.failures.append(Failure(self._name(chunk), chunk, self.store.node_id, shown, text, retry))

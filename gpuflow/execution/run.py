@@ -17,7 +17,7 @@ from gpuflow.datasets import catalog, snapshots
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey
-from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
+from gpuflow.errors import ClusterError, ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
 from gpuflow.execution.copies import check_nodes, refresh
@@ -34,6 +34,7 @@ from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
+from gpuflow.steps.exec import ALLOW
 from gpuflow.storage.record import DatasetRecord
 
 
@@ -65,6 +66,7 @@ def _run(
     plan, record = prepare(found, spec, stack=stack)
     check_memory(connection, found, plan)
     check_nodes(connection, record)
+    check_permission(connection, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
     plan = statistics.resolve(run, found, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
@@ -88,6 +90,16 @@ def _run(
         lambda: connection.sent_bytes(run.run_id),
     )
     return _receipt(run, plan, found, began, chunks, sent)
+
+
+def check_permission(connection: Connection, plan: Plan) -> None:
+    """ClusterError when a step runs programs and there are workers that may not."""
+    kinds = sorted({step.kind for array in plan.arrays for step in array.steps if step.runs_programs})
+    refusing = (
+        sorted({worker["node"] for worker in connection.info()["workers"].values() if not worker["allows_exec"]}) if kinds else []
+    )
+    if refusing:
+        raise ClusterError(f"`{kinds[0]}` runs programs, which workers of node {', '.join(refusing)} do not allow", ALLOW)
 
 
 def look(nodes: Nodes, spec: PipelineSpec) -> Survey:

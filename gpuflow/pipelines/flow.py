@@ -147,10 +147,14 @@ class Flow:
         assert isinstance(node, Apply), node
         return Flow((*self.nodes[:number], replace(node, operation=step), *self.nodes[number + 1 :]))
 
+    @property
+    def applied(self) -> tuple[Step | Join, ...]:
+        """What is done, in order."""
+        return tuple(node.operation for node in self.nodes if isinstance(node, Apply))
+
     def operations(self) -> list[dict[str, Any]]:
-        """What is done, in order, as it stands in the YAML."""
-        applied = [node.operation for node in self.nodes if isinstance(node, Apply)]
-        return [{operation.kind: operation.to_yaml_value()} for operation in applied]
+        """The same as it stands in the YAML."""
+        return [{operation.kind: operation.to_yaml_value()} for operation in self.applied]
 
     def to_data(self) -> list[Any]:
         """Plain data, for fingerprints."""

@@ -74,6 +74,12 @@ class Pipeline:
         address = function if isinstance(function, str) else address_of(function)
         return self._then("apply", function=address, returns=returns, **parameters)
 
+    def exec(self, command: str | Sequence[str], **options: Any) -> Pipeline:
+        """A program on each chunk, where workers were started with --allow-exec.
+
+        options: format, via, returns, timeout_seconds, memory, program_version: see `gpuflow.steps.exec`."""
+        return self._then("exec", command=command, **options)
+
     def where(self, condition: str, other: float | None = None) -> Pipeline:
         """Keep the values for which `condition`, an expression of `x`, holds; put `other`, or NaN, in place of all others."""
         return self._then("where", condition=condition, other=other)

@@ -21,6 +21,8 @@ Compressor = Literal["auto", "none", "zstd", "gzip", "blosc", "lz4"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _DEVICE = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?")
+_IN_EDITORS = {"pattern": rf"^{_NAME.pattern}$|\$\{{"}
+"""The names, for the schema; a variable may be part of one."""
 _NAME_HINT = "use at most 100 letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
 
 
@@ -103,7 +105,9 @@ Patterns = Annotated[
 class SourceSpec(_Section, frozen=True):
     """`arrays`: names or fnmatch patterns of the arrays to process; None for all."""
 
-    dataset: Annotated[DatasetName, Field(description="The name it was given when it was ingested or made.")]
+    dataset: Annotated[
+        DatasetName, Field(description="The name it was given when it was ingested or made.", json_schema_extra=_IN_EDITORS)
+    ]
     arrays: Annotated[
         Patterns | None,
         Field(description="Names or patterns such as t* of the arrays to process; all of two or more dimensions when left out."),
@@ -138,9 +142,10 @@ class OutputSpec(_Section, frozen=True):
     `replicas`: how many nodes are to hold a chunk of the new dataset, and how many may.
     `snapshot`: tag of a snapshot that is taken before anything is changed in place."""
 
-    dataset: Annotated[DatasetName | None, Field(description="The name of a new dataset, laid beside the source's chunks.")] = (
-        None
-    )
+    dataset: Annotated[
+        DatasetName | None,
+        Field(description="The name of a new dataset, laid beside the source's chunks.", json_schema_extra=_IN_EDITORS),
+    ] = None
     in_place: Annotated[bool, Field(description="Whether the source itself is changed.")] = False
     compressor: Annotated[Compressor, Field(description="auto: the one that finishes soonest, by what the nodes measured.")] = (
         "zstd"
@@ -158,7 +163,9 @@ class OutputSpec(_Section, frozen=True):
     replicas: Annotated[ReplicasSpec, Field(description="On how many nodes each chunk lies.")] = ReplicasSpec()
     snapshot: Annotated[
         Annotated[str, AfterValidator(_check_tag)] | None,
-        Field(description="In place: the tag of a snapshot that is taken before anything changes."),
+        Field(
+            description="In place: the tag of a snapshot that is taken before anything changes.", json_schema_extra=_IN_EDITORS
+        ),
     ] = None
 
     @model_validator(mode="after")
@@ -200,7 +207,11 @@ class RunSpec(_Section, frozen=True):
     commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest.
     `backend`: what compiles steps that are expressions; auto is numba on the CPU."""
 
-    device: Annotated[str, AfterValidator(_check_device), Field(description="auto, cpu, cuda or cuda:N.")] = "auto"
+    device: Annotated[
+        str,
+        AfterValidator(_check_device),
+        Field(description="auto, cpu, cuda or cuda:N.", json_schema_extra={"pattern": rf"^({_DEVICE.pattern})$|\$\{{"}),
+    ] = "auto"
     workers: Annotated[
         Annotated[int, Field(ge=1)] | None, Field(description="Worker processes on each node of an embedded cluster.")
     ] = None

@@ -37,6 +37,7 @@ class Apply(Step, frozen=True):
     kind: ClassVar[str] = "apply"
     about: ClassVar[str] = "A function of your own on each chunk: (xp, block, **parameters). Other keys are its parameters."
     shorthand: ClassVar[tuple[str, ...]] = ("function",)
+    chunkwise: ClassVar[bool] = True
     takes_more: ClassVar[bool] = True
     examples: ClassVar[tuple[Any, ...]] = ({"function": "math_on_chunks:smooth", "sigma": 2}, "math_on_chunks:log_of_it")
 

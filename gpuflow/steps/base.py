@@ -66,6 +66,8 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
     """What else may stand after the name, for the schema that editors use: see `form_of`."""
     takes_more: ClassVar[bool] = False
     """Whether it takes keys that are no fields of its own."""
+    runs_programs: ClassVar[bool] = False
+    """Whether it runs programs, which a worker has to allow."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
 

@@ -13,6 +13,7 @@ from gpuflow.steps.base import Join, Operation, Step
 from gpuflow.steps.cast import Cast
 from gpuflow.steps.clip import Clip
 from gpuflow.steps.crop import Crop
+from gpuflow.steps.exec import Exec
 from gpuflow.steps.fill_nan import FillNan
 from gpuflow.steps.gaussian import Gaussian
 from gpuflow.steps.map import Map
@@ -33,7 +34,7 @@ from gpuflow.steps.windows import Difference, Rolling
 GROUP = "gpuflow.steps"
 
 _ALL: tuple[type[Operation], ...] = (
-    *(Apply, Cast, Clip, Crop, Difference, Drop, FillNan, Gaussian, Map, Mask, Maximum, Median, Minimum, Normalize, OneHot),
+    *(Apply, Cast, Clip, Crop, Difference, Drop, Exec, FillNan, Gaussian, Map, Mask, Maximum, Median, Minimum, Normalize, OneHot),
     *(Pad, Resize, Rolling, Select, Stack, Standardize, Transpose, Unpack, Where),
 )
 STEPS: dict[str, type[Operation]] = {step.kind: step for step in _ALL}

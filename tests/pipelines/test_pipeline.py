@@ -36,6 +36,8 @@ def test_it_is_the_twin_of_the_file(tmp_path: Path) -> None:
         Pipeline("a").unpack(0.01, 5, missing=-1).normalize("band", range=(-1, 1)).fill_nan(-1).to("b"),
         Pipeline("a").normalize(min=0, max=[255]).to("b"),
         Pipeline("a").where("x > 0").mask("x == 255", 3).normalize("band", quantiles=(0.01, 0.99)).to("b"),
+        Pipeline("a").exec(["prog", "--level", "3"], via="pipe", format="raw", timeout_seconds=2, memory="2GiB").to("b"),
+        Pipeline("a").exec("prog", returns=np.uint8, program_version="2").to("b"),
         Pipeline("a", "${x}*").step("clip", min=3).cast("uint8", strict=True).to("b"),
         Pipeline("a").clip(max=3).cast(np.float16).to("b").on("cuda:0").on(workers=2),
         Pipeline("a").to("c").in_place().cast("int8"),
