@@ -45,11 +45,18 @@ class Inventory:
             rows = rows[(rows >= 0) & (rows < len(holders))]
             holders[rows] = self._sets.left(holders[rows], node)
 
-    def forget(self, node: str) -> None:
-        """All that `node` reported: it comes back with another store. What it alone held may come back at an older generation."""
+    def forget(self, node: str) -> bool:
+        """All that `node` reported: it is gone, or comes back with another store. What it alone held may come back at an older generation;
+        whether there was such, so that the other nodes have to report what they have of it."""
+        orphaned = False
+        if not self._sets.names(node):
+            return orphaned
         for holders, generations in self._columns.values():
             holders[:] = self._sets.left(holders, node)
-            generations[holders == 0] = 0
+            alone = (holders == 0) & (generations > 0)
+            generations[alone] = 0
+            orphaned |= bool(alone.any())
+        return orphaned
 
     def drop(self, dataset: str) -> None:
         """Forget a dataset that was removed; a new one of its name begins at generation 1 again."""

@@ -69,6 +69,7 @@ class GpuflowPlugin(SchedulerPlugin):
         self.idle_seconds: dict[str, float] = defaultdict(float)  # run -> thread-seconds without work while it had tasks parked
         self._tasks: Counter[str] = Counter()  # run -> its tasks that Dask knows
         self._cursors: dict[str, int] = {}  # node -> sequence number up to which its manifest was read
+        self._epoch = 0  # of the cursors: what was asked for before they went back to 0 says nothing about them
         self._recall = Recall(scheduler)
         self._claims = Claims()
         self.transferred: tuple[float, ...] = (0, 0, 0.0)  # between workers, by all runs
@@ -142,10 +143,9 @@ class GpuflowPlugin(SchedulerPlugin):
             logger.error("worker %s may not join: %s", worker, self.members.refused[worker])
             scheduler.loop.add_callback(self._send_away, worker)
             return
-        if self.members.has_moved(worker):
-            self._cursors.pop(self.members.nodes[worker].node, None)
-            self.inventory.forget(self.members.nodes[worker].node)
-        scheduler.loop.add_callback(self._sync_and_kick, worker)
+        orphaned = self.members.has_moved(worker) and self._forget(self.members.nodes[worker].node)
+        for other in self.members.nodes if orphaned else [worker]:
+            scheduler.loop.add_callback(self._sync_and_kick, other)
 
     def _send_away(self, worker: str) -> None:
         if worker in self.scheduler.stream_comms:
@@ -155,7 +155,7 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         self._seen.pop(worker, None)
-        if self.members.leave(worker):
+        if self.members.leave(worker, time.monotonic()):
             self._rehome()
         self._kick()
 
@@ -316,11 +316,31 @@ class GpuflowPlugin(SchedulerPlugin):
         if worker not in self.members.nodes:
             raise OSError(f"worker {worker} has left")
         node = self.members.nodes[worker].node
+        epoch = self._epoch
         report = await self.scheduler.rpc(worker).gf_changes(since=self._cursors.get(node, 0))
         for dataset, array, chunks, generations in report["arrays"]:
             columns = (np.frombuffer(column, np.uint32) for column in (chunks, generations))
             self.inventory.report(node, (dataset, array), *columns)
-        self._cursors[node] = max(self._cursors.get(node, 0), report["newest"])
+        if epoch == self._epoch:
+            self._cursors[node] = max(self._cursors.get(node, 0), report["newest"])
+
+    def _forget(self, node: str) -> bool:
+        """What the node reported. Whether the others have to report anew what they have, since it alone had the newest of something."""
+        self._cursors.pop(node, None)
+        if not self.inventory.forget(node):
+            return False
+        self._cursors.clear()
+        self._epoch += 1
+        return True
+
+    def _give_up(self) -> bool:
+        """Forget nodes that have been gone for long: older generations that others have of their chunks are then the newest that live.
+        Whether there were such."""
+        gone = self.members.given_up(time.monotonic())
+        for node in gone:
+            logger.warning("node %s is gone: what others have of its chunks counts until it is back", node)
+            self._forget(node)
+        return bool(gone)
 
     def _rehome(self) -> None:
         """Parked tasks whose holders are now known otherwise go to the queue where they belong."""
@@ -358,6 +378,7 @@ class GpuflowPlugin(SchedulerPlugin):
 
     async def handle_sync(self) -> None:
         """Read what every node committed since it was last asked: another cluster may have used the same roots."""
+        self._give_up()
         synced = set()
         for address, info in list(self.members.nodes.items()):
             if info.node in synced:
@@ -409,6 +430,8 @@ class GpuflowPlugin(SchedulerPlugin):
 
     async def handle_run(self, run: str) -> Mapping[str, Any]:
         """How a run fares: what broke, why its chunks went where, its stranded tasks."""
+        if self._stranded() and self._give_up():
+            await self.handle_sync()
         return {
             "broken": self.broken,
             "reasons": dict(self.reasons[run]),

@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from gpuflow.backends.select import select_backend
@@ -20,7 +22,7 @@ from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ClusterError, ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
-from gpuflow.execution.copies import check_nodes, refresh
+from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.counted import bound_of
 from gpuflow.execution.jobs import CarryJob, GatherJob, MapJob
 from gpuflow.execution.lane import Job
@@ -83,7 +85,7 @@ def _run(
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
     record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
     run.submit("map", work)
-    refresh(run, record)
+    keep_up(run, record, partial(_still_to_do, run, plan, record))
     complete = record.state != "ready" and not run.stopped
     _, sent = together(
         lambda: complete and catalog.publish(connection, record.next(state="ready")),
@@ -195,6 +197,20 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
         backend = select_backend(plan.spec.run.backend)
         job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable, backend)
     return run.batches(job, array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
+
+
+def _still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey) -> list[Batch]:
+    """The tasks for chunks that have not failed and that no node has any more."""
+    failed, work = {failure.chunk for failure in run.outcome.tally.failures}, list[Batch]()
+    for part in plan_all_chunks(found, plan):
+        path, present = part.array.path, found.table(plan.target, part.array.path, part.array.source.grid.size).present
+
+        def left(chunks: Sequence[int], path: str = path) -> list[int]:
+            return [chunk for chunk in chunks if plan.source.chunk_name(path, chunk) not in failed]
+
+        run.record_lost(path, [chunk for chunk in left(part.lost) if not present[chunk]], part.table.nodes)
+        work += _work(run, plan, replace(part, pending=tuple(left(part.pending))), record)
+    return work
 
 
 def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence[ChunkPlan], sent: int) -> Receipt:

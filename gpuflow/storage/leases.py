@@ -42,7 +42,7 @@ def _changing(store: NodeStore, dataset: str) -> Iterator[tuple[Path, dict[str, 
     """The dataset's file and what it says that is still good, while nobody else looks."""
     folder = store.root / "leases"
     with store_errors(store.root):
-        make_directories(folder, durable=False)
+        make_directories(folder, durable=False, below=store.root)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -344,7 +344,7 @@ class NodeStore:
                 if durable:
                     folders = {os.path.dirname(target) for target in targets}
                     sync_directories(folder for folder in folders if os.path.exists(folder))
-            gone = self.manifest.finish(replicas, durable=durable)
+            gone = self.manifest.finish(replicas, durable=False)  # not waited for: until it is durable, the intent stands
         except BaseException:
             self._undo(staged)
             raise
