@@ -73,6 +73,15 @@ class Inventory:
         most = max(held.values())
         return frozenset(node for node, count in held.items() if count == most)
 
+    def columns(self, array: ArrayName, count: int) -> tuple[Column, Column, list[frozenset[str]]]:
+        """(generations, holder numbers) of the first `count` chunks, and the sets that the numbers are of."""
+        known = self._columns.get(array, (np.zeros(0, np.uint32), np.zeros(0, np.uint32)))
+        holders, generations = (np.zeros(count, np.uint32) for _ in known)
+        for column, told in zip((holders, generations), known, strict=True):
+            column[: len(told)] = told[:count]
+        numbers, inverse = np.unique(holders, return_inverse=True)
+        return generations, inverse.astype(np.uint32), [self._sets[number] for number in numbers.tolist()]
+
     def _holder_numbers(self, array: ArrayName, chunks: Iterable[int]) -> Column:
         rows = np.fromiter(chunks, np.int64)
         found = np.zeros(len(rows), np.uint32)

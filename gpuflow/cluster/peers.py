@@ -38,9 +38,10 @@ Holders = dict[int, list[str]]
 
 
 class Peers:
-    """A worker's way to the others. One a worker."""
+    """A worker's way to the others, or a client's to the workers. One a worker."""
 
     def __init__(self, worker: Worker) -> None:
+        """worker: or what else has its `rpc` pool, its `loop`, and an `address` of its own."""
         self._worker = worker
         self._shunned: dict[str, float] = {}  # address -> until when
 
@@ -98,7 +99,7 @@ class _Arrived:
 class Transfer:
     """The way of a group's chunks to this worker. Used by one thread; two parts are in memory at most, of which one is computed.
 
-    nbytes, seconds: what came, and what that took, whether it was waited for or not."""
+    nbytes, seconds: what came, and what that took, whether it was waited for or not. source: who sent the chunk that was taken last."""
 
     def __init__(
         self, peers: Peers, group: ChunkGroup, chunks: Sequence[int], holders: Holders, locate: Callable[[Sequence[int]], Holders]
@@ -112,7 +113,7 @@ class Transfer:
         self._ready: dict[int, _Arrived] = {}
         self._failed: set[str] = set()
         self._located = False
-        self.nbytes, self.seconds = 0, 0.0
+        self.nbytes, self.seconds, self.source = 0, 0.0, ""
 
     def take(self, chunk: int, name: str) -> tuple[Replica, memoryview[int]]:
         """A verified chunk; they come in the order of the transfer. When no peer has it whole: ChunkCorrupt if one has it damaged,
@@ -152,6 +153,7 @@ class Transfer:
             replica = arrived.replica
             if replica is not None and replica.generation >= self._least[chunk]:
                 if len(arrived.data) == replica.nbytes and (not replica.nbytes or digest(arrived.data.data) == replica.digest):
+                    self.source = arrived.address
                     return replica, arrived.data.data
                 arrived.damage = "its bytes changed on the way"
                 self._fails(arrived.address)

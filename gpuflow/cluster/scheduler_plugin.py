@@ -25,7 +25,7 @@ from gpuflow.cluster.claims import Claims
 from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.inventory import Inventory
 from gpuflow.cluster.members import Members
-from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred
+from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred, packed_column
 from gpuflow.cluster.recall import Recall
 from gpuflow.cluster.routing import LOCAL, Release, Router, Waiting
 from gpuflow.cluster.tasks import array_of, compute_seconds, group_of, is_chunk_task, work_of
@@ -386,11 +386,11 @@ class GpuflowPlugin(SchedulerPlugin):
             "refused": dict(self.members.refused),
         }
 
-    async def handle_locate(self, dataset: str, array: str, chunks: list[int]) -> list[list[str]]:
-        """Addresses of live workers on nodes that hold each of `chunks`."""
-        addresses: dict[str, list[str]] = defaultdict(list)
+    async def handle_locate(self, dataset: str, array: str, chunks: list[int], named: bool = False) -> list[list[Any]]:
+        """Addresses of live workers on nodes that hold each of `chunks`; named: each with its node."""
+        addresses: dict[str, list[Any]] = defaultdict(list)
         for address, info in sorted(self.members.nodes.items()):
-            addresses[info.node].append(address)
+            addresses[info.node].append((address, info.node) if named else address)
         return [
             [address for node in sorted(holders) for address in addresses[node]]
             for holders in self.inventory.holders((dataset, array), chunks)
@@ -404,6 +404,12 @@ class GpuflowPlugin(SchedulerPlugin):
     async def handle_holders(self, dataset: str, array: str, count: int) -> list[list[str]]:
         """Nodes that hold the newest generation of chunks 0 to count - 1."""
         return [sorted(holders) for holders in self.inventory.holders((dataset, array), range(count))]
+
+    async def handle_whereabouts(self, dataset: str, array: str, count: int) -> Mapping[str, Any]:
+        """What lies where of an array, in compact columns: for 10^6 chunks 2 MB."""
+        generations, holders, sets = self.inventory.columns((dataset, array), count)
+        packed = {"generations": packed_column(generations), "holders": packed_column(holders)}
+        return {**packed, "sets": [sorted(nodes) for nodes in sets]}
 
     async def handle_run(self, run: str) -> Mapping[str, Any]:
         """How a run fares: what broke, why its chunks went where, its stranded tasks."""
@@ -425,6 +431,7 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.handlers["gf_locate"] = plugin.handle_locate
     scheduler.handlers["gf_claim"] = plugin.handle_claim
     scheduler.handlers["gf_holders"] = plugin.handle_holders
+    scheduler.handlers["gf_whereabouts"] = plugin.handle_whereabouts
     scheduler.handlers["gf_run"] = plugin.handle_run
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
     scheduler.stream_handlers["gf_lacks"] = plugin.handle_lacks

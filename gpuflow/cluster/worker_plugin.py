@@ -81,6 +81,10 @@ class NodeRuntime:
         message = {"op": "gf_lacks", "node": self.store.node_id, "dataset": dataset, "array": array, "chunks": list(chunks)}
         self.worker.loop.add_callback(self.worker.batched_send, message)
 
+    def ask(self, operation: str, **kwargs: Any) -> Any:
+        """Call one of the plugin's handlers on the scheduler."""
+        return self._wait(getattr(self.worker.scheduler, operation), **kwargs)
+
     def _wait(self, call: Callable[..., Any], **kwargs: Any) -> Any:
         async def bounded() -> Any:
             return await asyncio.wait_for(call(**kwargs), _LOCATE_SECONDS)
