@@ -51,9 +51,10 @@ class Inventory:
             holders[:] = self._sets.left(holders, node)
             generations[holders == 0] = 0
 
-    def drop(self, dataset: str) -> None:
-        """Forget a dataset that was removed; a new one of its name begins at generation 1 again."""
-        self._columns = {array: columns for array, columns in self._columns.items() if array[0] != dataset}
+    def drop(self, dataset: str, path: str | None = None) -> None:
+        """Forget a dataset that was removed, or one array of it; a new one of its name begins at generation 1 again."""
+        gone = {array for array in self._columns if array[0] == dataset and path in (None, array[1])}
+        self._columns = {array: columns for array, columns in self._columns.items() if array not in gone}
 
     def holders(self, array: ArrayName, chunks: Iterable[int]) -> list[frozenset[str]]:
         """Holder set of each of `chunks`; empty for one nobody reported."""

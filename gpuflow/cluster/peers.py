@@ -18,6 +18,7 @@ from zlib import crc32
 
 import numpy as np
 from distributed import Worker
+from distributed.protocol import to_serialize
 from numpy.typing import NDArray
 
 from gpuflow.cluster.messages import ChunkGroup
@@ -84,6 +85,16 @@ class Peers:
         sound = [Replica(group.dataset, group.array, *row) for row in answer["sound"]]
         damaged = [(chunk, reason) for chunk, reason in answer["damaged"]]
         return Part(answer["count"], sound, damaged, np.frombuffer(answer["data"], np.uint8))
+
+    def put(self, address: str, data: NDArray[np.uint8], question: dict[str, Any]) -> Sequence[Any]:
+        """Have a worker commit a chunk (see `worker_plugin.put_chunk`); what it says of it. Called from a task's thread."""
+
+        async def call() -> Any:
+            async with asyncio.timeout(_BUSY_PATIENCE_SECONDS):
+                return await self._worker.rpc(address).gf_put_chunk(data=to_serialize(data), **question)
+
+        answer: Sequence[Any] = self.run(call()).result()
+        return answer
 
 
 @dataclass(slots=True)

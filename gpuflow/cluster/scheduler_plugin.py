@@ -367,9 +367,13 @@ class GpuflowPlugin(SchedulerPlugin):
                 logger.info("worker %s did not report its chunks", address)
         self._rehome()
 
-    async def handle_drop(self, dataset: str) -> None:
-        """A dataset was removed from the nodes."""
-        self.inventory.drop(dataset)
+    async def handle_drop(self, dataset: str, array: str | None = None) -> None:
+        """A dataset, or an array of it, was removed from the nodes."""
+        self.inventory.drop(dataset, array)
+
+    async def handle_wrote(self, node: str, commits: list[Any]) -> None:
+        """A client committed chunks to a node's store that is on its machine."""
+        self.handle_delta("", node, commits, (0, 0, 0.0))
 
     async def handle_info(self) -> Mapping[str, Any]:
         """Version, mode, and the nodes with their workers."""
@@ -428,6 +432,7 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.handlers["gf_sync"] = plugin.handle_sync
     scheduler.handlers["gf_info"] = plugin.handle_info
     scheduler.handlers["gf_drop"] = plugin.handle_drop
+    scheduler.handlers["gf_wrote"] = plugin.handle_wrote
     scheduler.handlers["gf_locate"] = plugin.handle_locate
     scheduler.handlers["gf_claim"] = plugin.handle_claim
     scheduler.handlers["gf_holders"] = plugin.handle_holders

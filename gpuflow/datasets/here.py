@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuflow.datasets import catalog
+from gpuflow.datasets.settled import changed_by
+from gpuflow.datasets.writing import Data, Writing
 from gpuflow.errors import ChunkCorrupt, ChunkLost, NotFound
 from gpuflow.settings import store_root
+from gpuflow.storage import placing
 from gpuflow.storage.disk import store_errors
 from gpuflow.storage.locator import Found, Whereabouts, find_record
 from gpuflow.storage.manifest import Replica
@@ -22,14 +27,16 @@ from gpuflow.storage.roots import existing_roots
 T = TypeVar("T")
 
 
-class NodesHere:
-    """Stores of one machine. A `Locator`, and `Nodes` for the functions of `catalog`. Other processes may have the same roots open.
+class NodesHere(Writing):
+    """Stores of one machine. A `Placer`, and `Nodes` for the functions of `catalog`. Other processes may have the same roots open.
 
     stores: by node id."""
 
     def __init__(self, *roots: Path) -> None:
         """StoreError when one cannot be used."""
         self.stores: dict[str, NodeStore] = {}
+        self.reads: Counter[str] = Counter()
+        self._roots = roots
         try:
             for root in roots:
                 store = NodeStore(root, create=False)
@@ -67,6 +74,45 @@ class NodesHere:
         table = catalog.chunk_table(self, dataset, array, count)
         sets = [table.sets[number] for number in range(len(table.sets))]
         return Whereabouts(table.rows["generation"].astype(np.uint32), table.holders, sets)
+
+    def generations(self, dataset: str, array: str, count: int) -> NDArray[np.uint32]:
+        """See `Locator`."""
+        ranges = [store.manifest.generation_range(dataset, array) for store in self.stores.values()]
+        values = {value for both in ranges for value in both} - {0}
+        if len(values) == 1:
+            return np.broadcast_to(np.uint32(values.pop()), (count,))
+        return self.whereabouts(dataset, array, count).generations
+
+    def sizes(self, dataset: str, array: str, count: int) -> NDArray[np.uint64]:
+        """See `Locator`."""
+        return np.asarray(catalog.chunk_table(self, dataset, array, count).rows["nbytes"], np.uint64)
+
+    def changed_by(self, record: DatasetRecord) -> str:
+        """See `Locator`."""
+        return changed_by(self, record)
+
+    def holders(self, dataset: str, array: str, chunk: int) -> list[str]:
+        """Nodes that have the newest generation of a chunk."""
+        held = self._holding(dataset, array, chunk)
+        newest = max((replica.generation for _, replica in held), default=0)
+        return sorted(store.node_id for store, replica in held if replica.generation == newest)
+
+    def write_on(self, node: str, dataset: str, array: str, chunk: int, data: Data) -> Replica:
+        """See `Writing`."""
+        return placing.write_chunk(self.stores[node], dataset, array, chunk, data)
+
+    def copy_to(self, node: str, replica: Replica, data: Data) -> None:
+        """See `Writing`."""
+        self.stores[node].adopt(replica, data)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._roots
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NodesHere) and self._roots == other._roots
+
+    def __hash__(self) -> int:
+        return hash(self._roots)
 
     def local(self, dataset: str, array: str, chunk: int) -> tuple[NodeStore, Replica] | None:
         """See `Locator`."""

@@ -7,6 +7,7 @@ an error, never fill value."""
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import ChunkCorrupt, ChunkLost, NotFound, StaleChunk, StoreError
+from gpuflow.storage.buffers import Buffer
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
@@ -51,7 +53,11 @@ class Found:
 
 
 class Locator(Protocol):
-    """A way to the nodes' chunks. Thread-safe."""
+    """A way to the nodes' chunks. Thread-safe.
+
+    reads: what was read through it: chunks "local" and "peer", and their encoded bytes "local_nbytes" and "peer_nbytes"."""
+
+    reads: Counter[str]
 
     def records(self) -> Mapping[str, DatasetRecord]:
         """The newest record of every dataset that is there, by name."""
@@ -66,6 +72,11 @@ class Locator(Protocol):
         and a second for 10^6 chunks."""
         ...
 
+    def generations(self, dataset: str, array: str, count: int) -> NDArray[np.uint32]:
+        """(count,): the newest generation of each chunk, now. A chunk that no node has may seem to have that of the others: reading it
+        tells."""
+        ...
+
     def local(self, dataset: str, array: str, chunk: int) -> tuple[NodeStore, Replica] | None:
         """The store on this machine with the newest generation that there is here, and that replica. No network."""
         ...
@@ -76,8 +87,44 @@ class Locator(Protocol):
         ChunkLost, with the nodes that were asked, when none has it whole; ChunkCorrupt when one has it damaged."""
         ...
 
+    def sizes(self, dataset: str, array: str, count: int) -> NDArray[np.uint64]:
+        """(count,): encoded bytes of each chunk; 0 for one that is all fill value, or on no node."""
+        ...
+
+    def changed_by(self, record: DatasetRecord) -> str:
+        """Why chunks of the dataset may be of two states, half before and half after an in-place pipeline; "" when they are not."""
+        ...
+
     def close(self) -> None:
         """Give back what it holds open. Twice is harmless."""
+        ...
+
+
+class Placer(Locator, Protocol):
+    """A locator through which datasets are written, too."""
+
+    def publish(self, record: DatasetRecord) -> bool:
+        """Give the record to every node. False when another of that version was faster."""
+        ...
+
+    def last_version(self, dataset: str) -> int:
+        """Of the record that the nodes have of a name, if only of a removed dataset; 0 without one."""
+        ...
+
+    def lay(self, record: DatasetRecord, array: str, first: int = 0) -> None:
+        """Have the chunks of an array from number `first` on, all fill value, on the nodes where they belong."""
+        ...
+
+    def put(self, record: DatasetRecord, array: str, chunk: int, data: bytes | memoryview[int]) -> int:
+        """Commit a chunk (no bytes: fill value) on every node that has it; its generation."""
+        ...
+
+    def check_free(self, dataset: str) -> None:
+        """NameTaken while a run changes the dataset in place."""
+        ...
+
+    def forget(self, dataset: str, array: str | None = None) -> None:
+        """An array, or the whole dataset, was removed from the nodes."""
         ...
 
 
@@ -100,15 +147,14 @@ def read_chunk(locator: Locator, record: DatasetRecord, array: str, chunk: int, 
     """One chunk at `generation`, as `whereabouts` told it: from this machine if it is here and sound, else from another node; a damaged
     one here is then made good.
 
-    StaleChunk when the chunk has been changed since, ChunkLost when no live node has it, ChunkCorrupt when those that have it have it
-    damaged. All name the chunk and the nodes."""
+    generation 0: whichever is here, else the newest. StaleChunk when the chunk has been changed since, ChunkLost when no live node has it,
+    ChunkCorrupt when those that have it have it damaged. All name the chunk and the nodes."""
     dataset, name = record.name, record.chunk_name(array, chunk)
     here, damage = locator.local(dataset, array, chunk), None
     if here is not None and here[1].generation >= generation:
         store = here[0]
         try:
-            replica, data = store.read(dataset, array, chunk)
-            return _at(Found(replica, data, store.node_id, True), name, generation)
+            return _at(locator, _read_here(store, here[1]), name, generation)
         except (ChunkCorrupt, ChunkLost) as error:
             damage = error
     but = {here[0].node_id} if here is not None and damage else frozenset[str]()
@@ -120,12 +166,23 @@ def read_chunk(locator: Locator, record: DatasetRecord, array: str, chunk: int, 
         raise ChunkLost(name, sorted({*error.searched, *but})) from error
     if here is not None and damage:
         _mend(here[0], found, damage)
-    return _at(found, name, generation)
+    return _at(locator, found, name, generation)
 
 
-def _at(found: Found, name: str, generation: int) -> Found:
-    if found.replica.generation != generation:
+def _read_here(store: NodeStore, replica: Replica) -> Found:
+    path = f"{store.root}/datasets/{store.record(replica.dataset).chunk_name(replica.array, replica.chunk)}"
+    data = store.read_known(path, replica, Buffer())
+    if data is not None:
+        return Found(replica, data, store.node_id, True)
+    return Found(*store.read(replica.dataset, replica.array, replica.chunk), store.node_id, True)
+
+
+def _at(locator: Locator, found: Found, name: str, generation: int) -> Found:
+    if generation and found.replica.generation != generation:
         raise StaleChunk(name, generation, found.replica.generation)
+    where = "local" if found.local else "peer"
+    locator.reads[where] += 1
+    locator.reads[f"{where}_nbytes"] += len(found.data)
     return found
 
 

