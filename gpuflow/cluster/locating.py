@@ -146,10 +146,10 @@ class _OnCluster(Writing):
 
 
 class ClientLocator(_OnCluster):
-    """Of a client. Nodes whose store is on this machine are read where they lie."""
+    """Of a client. Nodes whose store is on this machine are read where they lie. owned: the connection is closed with it."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, *, owned: bool = False) -> None:
+        self.connection, self._owned = connection, owned
         client = connection.client
         peers = Peers(_Client(client.rpc, client.loop, client.id))
         connection.ask("gf_sync")
@@ -158,7 +158,7 @@ class ClientLocator(_OnCluster):
 
     def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
         """See `Nodes`."""
-        return self._connection.each_node(function, *args)
+        return self.connection.each_node(function, *args)
 
     def sizes(self, dataset: str, array: str, count: int) -> NDArray[np.uint64]:
         """See `Locator`."""
@@ -179,11 +179,13 @@ class ClientLocator(_OnCluster):
 
     def records(self) -> Mapping[str, DatasetRecord]:
         """See `Locator`."""
-        return catalog.records(self._connection)
+        return catalog.records(self.connection)
 
     def close(self) -> None:
-        """See `Locator`. The connection stays open."""
+        """See `Locator`. A connection that was given stays open."""
         self._nodes.close()
+        if self._owned:
+            self.connection.close()
 
 
 class WorkerLocator(_OnCluster):
@@ -245,7 +247,7 @@ class Elsewhere:
         try:
             return worker_locator()
         except (ValueError, AttributeError):  # no worker, or one without gpuflow
-            return ClientLocator(connect(self.address))
+            return ClientLocator(connect(self.address), owned=True)
 
 
 _of_worker: WeakKeyDictionary[NodeRuntime, WorkerLocator] = WeakKeyDictionary()

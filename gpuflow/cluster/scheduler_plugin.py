@@ -21,8 +21,10 @@ from distributed import Scheduler, SchedulerPlugin, Status
 from distributed.scheduler import TaskState, WorkerState
 
 from gpuflow import __version__
+from gpuflow.cluster import foreign
 from gpuflow.cluster.claims import Claims
 from gpuflow.cluster.fleet import WorkerView
+from gpuflow.cluster.foreign import foreign_groups
 from gpuflow.cluster.inventory import Inventory
 from gpuflow.cluster.members import Members
 from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred, packed_column
@@ -75,6 +77,7 @@ class GpuflowPlugin(SchedulerPlugin):
         self._seen: dict[str, WorkerView] = {}  # by worker address
         self._idle_since: tuple[float, int, set[str]] | None = None
         self._timer: Any = None  # of the next look
+        self._freeing: Any = None  # timer of the next look for users' tasks that no node can do
         self._soon = False  # whether that is as soon as the event loop gets to it
         if self.routing == "strict":
             logger.warning(
@@ -92,6 +95,7 @@ class GpuflowPlugin(SchedulerPlugin):
     def _break(self, where: str, error: Exception) -> None:
         logger.error("gpuflow scheduler plugin: %s", where, exc_info=error)
         self.broken = f"{type(error).__name__} in {where}: {error}"
+        self._kick(_LOOK_AGAIN_SECONDS)  # users' own tasks must not wait for ours
 
     # -- Dask's hooks ---------------------------------------------------------------------------------------------------------
 
@@ -105,9 +109,17 @@ class GpuflowPlugin(SchedulerPlugin):
             group = group_of(scheduler.tasks[key].run_spec)
             if group is None:
                 raise TypeError(f"chunk task {key} holds no ChunkGroup")
-            self.groups[key] = group
-            self._tasks[group.run] += 1
-            self._restrict(key)
+            self._enter(key, group)
+        if self.routing == "late" and not self.broken:
+            others = (key for key in tasks if not is_chunk_task(key) and key not in self.groups)
+            for key, group in foreign_groups(scheduler, others).items():
+                if self._holders(group):
+                    self._enter(key, group)
+
+    def _enter(self, key: Any, group: ChunkGroup) -> None:
+        self.groups[key] = group
+        self._tasks[group.run] += 1
+        self._restrict(key)
 
     @_guarded
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
@@ -117,11 +129,7 @@ class GpuflowPlugin(SchedulerPlugin):
             return
         if finish == "forgotten":
             self.router.discard(key)
-            run = self.groups.pop(key).run
-            self._tasks[run] -= 1
-            if not self._tasks[run]:
-                del self._tasks[run]
-                self.router.ended(run)
+            self._forget(key)
         elif finish == "memory":
             self.router.finished(key, compute_seconds(kwargs.get("startstops") or ()))
         elif finish == "erred":
@@ -132,6 +140,16 @@ class GpuflowPlugin(SchedulerPlugin):
             self._park(key)  # here and not above: what is released may be wanted again later, or never
         if start == "processing" or finish == "no-worker":
             self._kick()
+
+    def _forget(self, key: Any) -> None:
+        run = self.groups.pop(key).run
+        self._tasks[run] -= 1
+        if not self._tasks[run]:
+            del self._tasks[run]
+            self.router.ended(run)
+            if run.startswith(foreign.RUN):
+                self.idle_seconds.pop(run, None)
+                self.reasons[foreign.RUN].update(self.reasons.pop(run, {}))
 
     @_guarded
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
@@ -214,7 +232,26 @@ class GpuflowPlugin(SchedulerPlugin):
     def _park(self, key: Any) -> None:
         if self.routing == "late":
             group = self.groups[key]
-            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, work_of(group), group.movable))
+            holders = self._holders(group)
+            self.router.park(Waiting(key, group.run, holders, group.nbytes, work_of(group), group.movable))
+            stranded = foreign.is_foreign(group) and not holders & self.members.workers_of.keys()
+            if stranded and self._freeing is None:
+                self._freeing = self.scheduler.loop.call_later(foreign.GRACE_SECONDS, self._free_stranded)
+
+    @_guarded
+    def _free_stranded(self) -> None:
+        """Users' tasks whose chunks no live node has may run anywhere: nobody else would end their waiting."""
+        self._freeing = None
+        self._free([key for key in self._stranded() if foreign.is_foreign(self.groups[key])])
+
+    def _free(self, keys: list[Any]) -> None:
+        """Leave parked tasks to Dask."""
+        keys = [key for key in keys if self._is_parked(key)]
+        for key in keys:
+            self.router.discard(key)
+            self._forget(key)
+            self.scheduler.tasks[key].worker_restrictions = set()
+        self.scheduler.transitions(dict.fromkeys(keys, "processing"), stimulus_id=f"gpuflow-free-{time.time()}")
 
     def _stuck(self) -> list[Any]:
         """Strict mode's tasks that no worker may take."""
@@ -240,6 +277,8 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def _release(self) -> None:
         self._timer = None
+        if self.broken:
+            self._free([key for key, group in self.groups.items() if foreign.is_foreign(group)])
         released = [] if self.broken else [release for release in self.router.release(self._views()) if self._pin(release)]
         self._count_idle()
         if released:
@@ -248,9 +287,13 @@ class GpuflowPlugin(SchedulerPlugin):
         if self._idle_since is not None or self.router.stalled:
             self._kick(_LOOK_AGAIN_SECONDS)
 
+    def _is_parked(self, key: Any) -> bool:
+        task = self.scheduler.tasks.get(key)
+        return task is not None and task.state == "no-worker"
+
     def _pin(self, release: Release) -> bool:
         task = self.scheduler.tasks.get(release.key)
-        if task is None or task.state != "no-worker":
+        if task is None or not self._is_parked(release.key):
             self.router.discard(release.key)
             return False
         group = self.groups[release.key]
