@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 _LOOKED_AT = 2000  # parts of one task: what holds more is no reading of some chunks
@@ -67,9 +67,9 @@ def _within(args: Sequence[Any], lookup: Lookup) -> Lookup:
 def _children(part: Any) -> Sequence[Any]:
     """What it consists of."""
     if isinstance(part, Mapping):
-        return list(part.values())
+        return list(islice(part.values(), _LOOKED_AT))
     if isinstance(part, list | tuple):
-        return part
+        return part[:_LOOKED_AT]
     if hasattr(part, "args") and hasattr(part, "key"):  # a Task
         return [*part.args, *getattr(part, "kwargs", {}).values()]
     value = getattr(part, "value", None)  # a DataNode
