@@ -23,7 +23,7 @@ from gpuflow.cluster.peers import Holders, Peers, Transfer
 from gpuflow.cluster.place import place_of
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.datasets import catalog
-from gpuflow.datasets.here import NodesHere
+from gpuflow.datasets.here import NodesHere, newest_local
 from gpuflow.datasets.settled import changed_by
 from gpuflow.datasets.writing import Data, Writing
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ClusterError, NotFound, StoreError
@@ -102,12 +102,11 @@ class _OnCluster(Writing):
 
     def local(self, dataset: str, array: str, chunk: int) -> tuple[NodeStore, Replica] | None:
         """See `Locator`."""
-        newest: tuple[NodeStore, Replica] | None = None
-        for store in self._here.values():
-            replica = store.manifest.replica(dataset, array, chunk)
-            if replica is not None and (newest is None or replica.generation > newest[1].generation):
-                newest = store, replica
-        return newest
+        return self.local_many(dataset, array, [chunk]).get(chunk)
+
+    def local_many(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, tuple[NodeStore, Replica]]:
+        """See `Locator`."""
+        return newest_local(self._here.values(), dataset, array, chunks)
 
     def fetch(self, dataset: str, array: str, chunk: int, least: int, but: Set[str] = frozenset()) -> Found:
         """See `Locator`."""

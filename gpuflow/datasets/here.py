@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,7 +116,11 @@ class NodesHere(Writing):
 
     def local(self, dataset: str, array: str, chunk: int) -> tuple[NodeStore, Replica] | None:
         """See `Locator`."""
-        return max(self._holding(dataset, array, chunk), key=lambda held: held[1].generation, default=None)
+        return self.local_many(dataset, array, [chunk]).get(chunk)
+
+    def local_many(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, tuple[NodeStore, Replica]]:
+        """See `Locator`."""
+        return newest_local(self.stores.values(), dataset, array, chunks)
 
     def _holding(self, dataset: str, array: str, chunk: int) -> list[tuple[NodeStore, Replica]]:
         found = ((store, store.manifest.replica(dataset, array, chunk)) for store in self.stores.values())
@@ -141,6 +145,18 @@ class NodesHere(Writing):
         """See `Locator`."""
         for store in self.stores.values():
             store.close()
+
+
+def newest_local(
+    stores: Iterable[NodeStore], dataset: str, array: str, chunks: Sequence[int]
+) -> dict[int, tuple[NodeStore, Replica]]:
+    """`Locator.local_many` over open stores."""
+    found: dict[int, tuple[NodeStore, Replica]] = {}
+    for store in stores:
+        for chunk, replica in store.manifest.replicas_of(dataset, array, chunks).items():
+            if chunk not in found or found[chunk][1].generation < replica.generation:
+                found[chunk] = store, replica
+    return found
 
 
 def _record(store: NodeStore, dataset: str) -> DatasetRecord | None:

@@ -144,7 +144,7 @@ class ClusterStore(Store):
         what = parse(self._view.record, key)
         if not isinstance(what, Chunk):
             return True
-        here = self.locator.local(self.name, what.array, what.linear)
+        here = self._view.known_here(what.array, what.linear)
         return here is not None and here[1].nbytes <= _INLINE_NBYTES
 
     async def get_partial_values(

@@ -81,6 +81,10 @@ class Locator(Protocol):
         """The store on this machine with the newest generation that there is here, and that replica. No network."""
         ...
 
+    def local_many(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, tuple[NodeStore, Replica]]:
+        """The same for those of `chunks` that are here, in a fraction of the time."""
+        ...
+
     def fetch(self, dataset: str, array: str, chunk: int, least: int, but: Set[str] = frozenset()) -> Found:
         """A chunk from another node, at generation `least` or newer, verified. but: ids of nodes not to ask.
 
@@ -154,7 +158,7 @@ def read_chunk(locator: Locator, record: DatasetRecord, array: str, chunk: int, 
     if here is not None and here[1].generation >= generation:
         store = here[0]
         try:
-            return _at(locator, _read_here(store, here[1]), name, generation)
+            return _at(locator, _read_here(store, here[1], name), name, generation)
         except (ChunkCorrupt, ChunkLost) as error:
             damage = error
     but = {here[0].node_id} if here is not None and damage else frozenset[str]()
@@ -169,20 +173,29 @@ def read_chunk(locator: Locator, record: DatasetRecord, array: str, chunk: int, 
     return _at(locator, found, name, generation)
 
 
-def _read_here(store: NodeStore, replica: Replica) -> Found:
-    path = f"{store.root}/datasets/{store.record(replica.dataset).chunk_name(replica.array, replica.chunk)}"
-    data = store.read_known(path, replica, Buffer())
-    if data is not None:
-        return Found(replica, data, store.node_id, True)
-    return Found(*store.read(replica.dataset, replica.array, replica.chunk), store.node_id, True)
+def _read_here(store: NodeStore, replica: Replica, name: str) -> Found:
+    return read_known(store, replica, name) or Found(
+        *store.read(replica.dataset, replica.array, replica.chunk), store.node_id, True
+    )
+
+
+def read_known(store: NodeStore, replica: Replica, name: str) -> Found | None:
+    """A chunk as `replica`, which was looked up before, says that it is; None when its file is another one by now."""
+    data = store.read_known(f"{store.root}/datasets/{name}", replica, Buffer())
+    return None if data is None else Found(replica, data, store.node_id, True)
+
+
+def count_read(locator: Locator, found: Found) -> None:
+    """Add it to what was read through the locator."""
+    where = "local" if found.local else "peer"
+    locator.reads[where] += 1
+    locator.reads[f"{where}_nbytes"] += len(found.data)
 
 
 def _at(locator: Locator, found: Found, name: str, generation: int) -> Found:
     if generation and found.replica.generation != generation:
         raise StaleChunk(name, generation, found.replica.generation)
-    where = "local" if found.local else "peer"
-    locator.reads[where] += 1
-    locator.reads[f"{where}_nbytes"] += len(found.data)
+    count_read(locator, found)
     return found
 
 

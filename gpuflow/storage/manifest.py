@@ -210,10 +210,20 @@ class Manifest:
     # -- replicas -------------------------------------------------------------------------------------------------------------
 
     def replica(self, dataset: str, array: str, chunk: int) -> Replica | None:
-        return self.replicas_of(dataset, array, [chunk]).get(chunk)
+        statement = (
+            f"SELECT {_SEALED} FROM replica WHERE array = (SELECT id FROM array WHERE dataset = ? AND path = ?) AND chunk = ?"
+        )
+        names = seals.seal_of_names(dataset, array)
+        for *row, seal in self._rows(statement, dataset, array, int(chunk)):
+            if seals.seal_of(names, *row) == seal:
+                return _replica(dataset, array, tuple(row))
+        return None
 
     def replicas_of(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, Replica]:
         """The replicas of those of `chunks` that are here."""
+        if len(chunks) == 1:
+            replica = self.replica(dataset, array, chunks[0])
+            return {} if replica is None else {replica.chunk: replica}
         return {row[0]: _replica(dataset, array, row) for row in self._sound_rows(dataset, array, chunks)}
 
     def is_broken(self, dataset: str, array: str, chunk: int) -> bool:

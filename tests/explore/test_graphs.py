@@ -15,12 +15,14 @@ import xarray as xr
 import zarr
 
 import gpuflow
+from gpuflow.cluster import foreign
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.locating import reads_of
 from gpuflow.explore.dataset import Dataset
 from tests.explore.conftest import VALUES
 
-LOCAL_SHARE = 0.95
+LOCAL_SHARE = 0.75
+"""At the least, on a machine that may be busy. What else comes from peers the router must have shipped, since its node was behind."""
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +32,16 @@ def field(four_nodes: Connection) -> Iterator[Dataset]:
 
 
 def _reads(connection: Connection) -> Counter[str]:
-    total: Counter[str] = Counter()
+    total: Counter[str] = Counter(connection.client.run_on_scheduler(_shipped))
     for worker in connection.client.run(reads_of).values():
         total.update(worker)
     return total
+
+
+def _shipped(dask_scheduler: Any) -> dict[str, int]:
+    reasons = dask_scheduler.plugins["gpuflow"].reasons.items()
+    users = [counts for run, counts in reasons if run.startswith(foreign.RUN)]
+    return {"shipped": sum(count for counts in users for reason, count in counts.items() if reason != "local")}
 
 
 @contextmanager
@@ -45,6 +53,7 @@ def reading(connection: Connection, chunks: int) -> Iterator[None]:
     local, peer = now["local"] - before["local"], now["peer"] - before["peer"]
     assert local + peer >= chunks, "they are read by the workers"
     assert local >= LOCAL_SHARE * (local + peer), f"{local} local, {peer} from peers"
+    assert peer <= now["shipped"] - before["shipped"]
 
 
 WORK: dict[str, tuple[Callable[[Any], Any], int]] = {
