@@ -4,6 +4,8 @@
     connect    a cluster to work on: a running one, or an embedded one on this machine
     ingest     a Zarr, a .npy file or a directory of images becomes a dataset
     open       a dataset to look at: as zarr, xarray and dask arrays, where its chunks lie
+    nodes      the nodes: where they are, what they hold
+    plan       what a pipeline would do, and a preview of it
     Pipeline   what is to be done to a dataset, as in the YAML file
     run        do it, and return the receipt
     errors     what can go wrong
@@ -18,20 +20,24 @@ if TYPE_CHECKING:
     from gpuflow import errors as errors
     from gpuflow.cluster.connection import connect as connect
     from gpuflow.explore.dataset import open_dataset as open
+    from gpuflow.explore.nodes import nodes as nodes
+    from gpuflow.explore.plans import plan as plan
     from gpuflow.facade import calibrate as calibrate
     from gpuflow.facade import ingest as ingest
     from gpuflow.facade import run as run
     from gpuflow.pipelines.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "calibrate", "connect", "errors", "ingest", "open", "run"]
+__all__ = ["Pipeline", "__version__", "calibrate", "connect", "errors", "ingest", "nodes", "open", "plan", "run"]
 
 _ROOMS = {
     "Pipeline": "gpuflow.pipelines.pipeline",
     "calibrate": "gpuflow.facade",
     "connect": "gpuflow.cluster.connection",
     "ingest": "gpuflow.facade",
+    "nodes": "gpuflow.explore.nodes",
     "open": "gpuflow.explore.dataset",
+    "plan": "gpuflow.explore.plans",
     "run": "gpuflow.facade",
 }
 _CALLED = {"open": "open_dataset"}

@@ -153,7 +153,8 @@ class ClientLocator(_OnCluster):
         peers = Peers(_Client(client.rpc, client.loop, client.id))
         connection.ask("gf_sync")
         self._nodes = NodesHere(*_roots_here(connection))
-        super().__init__(client.scheduler_info(n_workers=0)["address"], peers, connection.ask, self._nodes.stores)
+        self.stores = self._nodes.stores
+        super().__init__(client.scheduler_info(n_workers=0)["address"], peers, connection.ask, self.stores)
 
     def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
         """See `Nodes`."""

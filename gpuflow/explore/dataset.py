@@ -14,6 +14,9 @@ from gpuflow.cluster.connection import Connection, connect
 from gpuflow.cluster.locating import ClientLocator
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
+from gpuflow.datasets.summary import summarize
+from gpuflow.display.dataset_card import dataset_card
+from gpuflow.display.preview import Preview, Side
 from gpuflow.errors import ConfigError, NameTaken, NotFound, Problem
 from gpuflow.execution.statistics import compute_moments
 from gpuflow.explore.blocks import dask_array, decode_chunk
@@ -238,6 +241,17 @@ class Dataset:
         chosen = np.random.default_rng((seed, shape[0])).choice(shape[0], count, replace=False, shuffle=False)
         found = np.asarray(self[path].oindex[np.sort(chosen)])
         return found[np.argsort(np.argsort(chosen))]
+
+    def preview(self, number: int = 0, array: str | None = None) -> Preview:
+        """One stored object as a picture and a histogram (needs matplotlib)."""
+        path = self._path(array)
+        metadata = self.record.array(path)
+        block = self.chunk(number, path)
+        return Preview([Side(f"{self.name}/{path}, chunk {number}", block, metadata.dims, metadata.attributes.get("units", ""))])
+
+    def _repr_html_(self) -> str:
+        here = getattr(self._locator, "stores", {})
+        return dataset_card(self.record, summarize(self._locator, self.record), here)
 
     def __repr__(self) -> str:
         lines = [f"gpuflow dataset {self.name!r}"]

@@ -382,7 +382,8 @@ class Manifest:
         """Unfinished commits, of one writer or of all."""
         rows = self._rows(
             "SELECT dataset, path, chunk, generation, nbytes, digest, recipe, inputs, before, writer, intent.seal "
-            "FROM intent JOIN array ON array.id = intent.array WHERE ?1 IS NULL OR writer = ?1",
+            "FROM intent JOIN array ON array.id = intent.array WHERE ? IS NULL OR writer = ?",
+            writer,
             writer,
         )
         found = []
@@ -404,6 +405,11 @@ class Manifest:
             for statement in ("DELETE FROM replica WHERE array = ?", "DELETE FROM array WHERE id = ?"):
                 self._connection.execute(statement, (number,))
             return True
+
+    def totals(self, dataset: str, array: str) -> tuple[int, int]:
+        """Chunks of an array here, and their encoded bytes, without a look at the seals: for display."""
+        rows = self._rows("SELECT count(*), sum(nbytes) FROM replica WHERE array = ?", self._array_id(dataset, array))
+        return int(rows[0][0]), int(rows[0][1] or 0)
 
     def generation_range(self, dataset: str, array: str) -> tuple[int, int]:
         """The smallest and the greatest generation of an array's chunks here, (0, 0) without one: a tenth of a second for 10^6 chunks."""
