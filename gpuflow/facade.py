@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.cluster.connection import Connection, connect
+from gpuflow.display.progress import shown
+from gpuflow.display.run_card import ReceiptCard
 from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import raise_for, run_pipeline
@@ -42,8 +44,8 @@ def ingest(
 
     RunFailed when chunks could not be read; calling it again continues."""
     opened = open_source(source, **options)
-    with _connected(connection) as cluster:
-        return raise_for(ingest_source(cluster, opened, name, link=link, progress=progress))
+    with _connected(connection) as cluster, shown(progress) as bar:
+        return ReceiptCard.of(raise_for(ingest_source(cluster, opened, name, link=link, progress=bar)))
 
 
 def run(
@@ -59,8 +61,9 @@ def run(
     RunFailed when chunks failed, with the receipt; the others are done, and calling it again does only what is missing. stack: apply an
     in-place pipeline on top of another. allow_exec: `exec` steps may run programs on the embedded cluster of the call."""
     spec = as_spec(pipeline)
-    with _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec) as cluster:
-        return raise_for(run_pipeline(cluster, spec, stack=stack, progress=progress))
+    connected = _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec)
+    with connected as cluster, shown(progress) as bar:
+        return ReceiptCard.of(raise_for(run_pipeline(cluster, spec, stack=stack, progress=bar)))
 
 
 def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:

@@ -87,10 +87,9 @@ class Run:
         gathers, threads = part.gathers, self.threads()
         assert gathers is not None, array
         whole = sum(threads.values())
-        places = {chunk: place for place, chunk in enumerate(part.pending)}
         batches = []
         for home, chunks, busy in by_holders(part.pending, gathers.homes, threads, whole):
-            rows = [places[chunk] for chunk in chunks]
+            mine = gathers.at(part.pending, chunks)
             group = ChunkGroup(
                 run=self.run_id,
                 dataset=dataset,
@@ -98,10 +97,10 @@ class Run:
                 chunks=tuple(chunks),
                 generations=(0,) * len(chunks),
                 newest=tuple(part.newest[chunk] for chunk in chunks),
-                nbytes=sum(gathers.local_nbytes[row] for row in rows),
-                work=sum(gathers.nbytes[row] for row in rows),
+                nbytes=sum(mine.local_nbytes),
+                work=sum(mine.nbytes),
                 homes=(home,),
-                inputs=tuple(gathers.inputs[row] for row in rows),
+                inputs=tuple(mine.inputs),
             )
             batches.append(Batch(group, job, busy, whole, together))
         return batches

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -202,14 +201,16 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
 def _still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey) -> list[Batch]:
     """The tasks for chunks that have not failed and that no node has any more."""
     failed, work = {failure.chunk for failure in run.outcome.tally.failures}, list[Batch]()
+    room = gather_nbytes(rooms(run.connection))
     for part in plan_all_chunks(found, plan):
-        path, present = part.array.path, found.table(plan.target, part.array.path, part.array.source.grid.size).present
-
-        def left(chunks: Sequence[int], path: str = path) -> list[int]:
-            return [chunk for chunk in chunks if plan.source.chunk_name(path, chunk) not in failed]
-
-        run.record_lost(path, [chunk for chunk in left(part.lost) if not present[chunk]], part.table.nodes)
-        work += _work(run, plan, replace(part, pending=tuple(left(part.pending))), record)
+        array, of = part.array, record if part.array.gathered else plan.source
+        present = found.table(plan.target, array.path, array.target.grid.size).present
+        missing = [chunk for chunk in part.unmade if not present[chunk]]
+        for path, numbers in part.lost.items() if missing else ():
+            lost = [number for number in numbers if array.gathered or number in missing]
+            run.record_lost(path, [one for one in lost if plan.source.chunk_name(path, one) not in failed], found.nodes)
+        left = [chunk for chunk in part.pending if of.chunk_name(array.path, chunk) not in failed]
+        work += _work(run, plan, part.only(left), record, room)
     return work
 
 

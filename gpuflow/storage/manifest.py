@@ -211,10 +211,20 @@ class Manifest:
     # -- replicas -------------------------------------------------------------------------------------------------------------
 
     def replica(self, dataset: str, array: str, chunk: int) -> Replica | None:
-        return self.replicas_of(dataset, array, [chunk]).get(chunk)
+        statement = (
+            f"SELECT {_SEALED} FROM replica WHERE array = (SELECT id FROM array WHERE dataset = ? AND path = ?) AND chunk = ?"
+        )
+        names = seals.seal_of_names(dataset, array)
+        for *row, seal in self._rows(statement, dataset, array, int(chunk)):
+            if seals.seal_of(names, *row) == seal:
+                return _replica(dataset, array, tuple(row))
+        return None
 
     def replicas_of(self, dataset: str, array: str, chunks: Sequence[int]) -> dict[int, Replica]:
         """The replicas of those of `chunks` that are here."""
+        if len(chunks) == 1:
+            replica = self.replica(dataset, array, chunks[0])
+            return {} if replica is None else {replica.chunk: replica}
         return {row[0]: _replica(dataset, array, row) for row in self._sound_rows(dataset, array, chunks)}
 
     def is_broken(self, dataset: str, array: str, chunk: int) -> bool:
@@ -381,7 +391,8 @@ class Manifest:
         """Unfinished commits, of one writer or of all."""
         rows = self._rows(
             "SELECT dataset, path, chunk, generation, nbytes, digest, recipe, inputs, before, writer, intent.seal "
-            "FROM intent JOIN array ON array.id = intent.array WHERE ?1 IS NULL OR writer = ?1",
+            "FROM intent JOIN array ON array.id = intent.array WHERE ? IS NULL OR writer = ?",
+            writer,
             writer,
         )
         found = []
@@ -393,6 +404,26 @@ class Manifest:
     def has_intent(self, dataset: str, array: str, chunk: int) -> bool:
         """Whether a commit of this chunk is under way."""
         return bool(self._rows("SELECT 1 FROM intent WHERE array = ? AND chunk = ?", self._array_id(dataset, array), chunk))
+
+    def forget_array(self, dataset: str, array: str) -> bool:
+        """An array that its dataset has no more. False, and nothing is done, while a commit of one of its chunks is under way."""
+        with self.transaction():
+            number = self._array_id(dataset, array)
+            if self._rows("SELECT 1 FROM intent WHERE array = ? LIMIT 1", number):
+                return False
+            for statement in ("DELETE FROM replica WHERE array = ?", "DELETE FROM array WHERE id = ?"):
+                self._connection.execute(statement, (number,))
+            return True
+
+    def totals(self, dataset: str, array: str) -> tuple[int, int]:
+        """Chunks of an array here, and their encoded bytes, without a look at the seals: for display."""
+        rows = self._rows("SELECT count(*), sum(nbytes) FROM replica WHERE array = ?", self._array_id(dataset, array))
+        return int(rows[0][0]), int(rows[0][1] or 0)
+
+    def generation_range(self, dataset: str, array: str) -> tuple[int, int]:
+        """The smallest and the greatest generation of an array's chunks here, (0, 0) without one: a tenth of a second for 10^6 chunks."""
+        rows = self._rows("SELECT min(generation), max(generation) FROM replica WHERE array = ?", self._array_id(dataset, array))
+        return (int(rows[0][0]), int(rows[0][1])) if rows[0][0] is not None else (0, 0)
 
     # -- SQLite ---------------------------------------------------------------------------------------------------------------
 

@@ -89,12 +89,12 @@ class ArrayMetadata:
 
     def key(self, linear: int) -> str:
         """Zarr key of stored object number `linear`, relative to the array: `c/0/1`, or `0.1` in the v2 encoding."""
-        prefix, separator = self._key_encoding
+        prefix, separator = self.key_encoding
         index = self.grid.unravel(linear)
         return separator.join([*prefix, *map(str, index)]) or "0"
 
     @cached_property
-    def _key_encoding(self) -> tuple[tuple[str, ...], str]:
+    def key_encoding(self) -> tuple[tuple[str, ...], str]:
         """What stands before the index, and between everything."""
         encoding = self.document["chunk_key_encoding"]
         configuration = encoding.get("configuration") or {}
