@@ -5,6 +5,7 @@
     ingest     a Zarr, a .npy file or a directory of images becomes a dataset
     Pipeline   what is to be done to a dataset, as in the YAML file
     run        do it, and return the receipt
+    loader     batches of a dataset's samples for a training loop
     errors     what can go wrong
 
 Light to import: what needs Dask, Zarr or a GPU library is loaded when it is first used."""
@@ -20,15 +21,17 @@ if TYPE_CHECKING:
     from gpuflow.facade import ingest as ingest
     from gpuflow.facade import run as run
     from gpuflow.pipelines.pipeline import Pipeline as Pipeline
+    from gpuflow.training.loader import loader as loader
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "calibrate", "connect", "errors", "ingest", "run"]
+__all__ = ["Pipeline", "__version__", "calibrate", "connect", "errors", "ingest", "loader", "run"]
 
 _ROOMS = {
     "Pipeline": "gpuflow.pipelines.pipeline",
     "calibrate": "gpuflow.facade",
     "connect": "gpuflow.cluster.connection",
     "ingest": "gpuflow.facade",
+    "loader": "gpuflow.training.loader",
     "run": "gpuflow.facade",
 }
 

@@ -10,6 +10,9 @@
     |- ChunkLost              no live replica of a chunk
     |- CannotRepair           what is damaged can be made anew neither by a pipeline nor from the origin
     |- StaleChunk             a chunk changed under a task: its commit is refused
+    |- DatasetChanged         a chunk changed under a training
+    |- SampleError            a sample could not be made: a user's function raised, or shapes differ
+    |- StateMismatch          the state of a training is of other data, or of another order
     |- PlanTooLarge           a worker has not the memory that the chunks need
     |- StatisticsError        a statistic that a step needs is unusable
     |- RunFailed              chunks of a run failed; carries the receipt
@@ -31,6 +34,7 @@ __all__ = [
     "ChunkLost",
     "ClusterError",
     "ConfigError",
+    "DatasetChanged",
     "DeviceUnavailable",
     "GpuflowError",
     "NameTaken",
@@ -38,8 +42,10 @@ __all__ = [
     "PlanTooLarge",
     "Problem",
     "RunFailed",
+    "SampleError",
     "SourceError",
     "StaleChunk",
+    "StateMismatch",
     "StatisticsError",
     "StoreError",
 ]
@@ -171,6 +177,44 @@ class StaleChunk(GpuflowError):
 
     def __str__(self) -> str:
         return f"chunk {self.chunk} is at generation {self.found}, not {self.expected}: another run changed it; run again"
+
+
+class DatasetChanged(GpuflowError):
+    """A chunk is no longer what it was when a training began to read the dataset. Generations; None where it is not known."""
+
+    def __init__(self, chunk: str, began: int, found: int | None) -> None:
+        super().__init__(chunk, began, found)
+        self.chunk, self.began, self.found = chunk, began, found
+
+    def __str__(self) -> str:
+        now = f"at generation {self.found}" if self.found is not None else "gone"
+        return (
+            f"chunk {self.chunk} was at generation {self.began} when this loader was made and is {now}: the dataset was changed "
+            "while it was read; make a new loader, or train on an output dataset that nothing changes in place"
+        )
+
+
+class SampleError(GpuflowError, ValueError):
+    """Sample number `sample` of a dataset could not be made."""
+
+    def __init__(self, dataset: str, sample: int, reason: str, hint: str = "") -> None:
+        super().__init__(dataset, sample, reason, hint)
+        self.dataset, self.sample, self.reason, self.hint = dataset, sample, reason, hint
+
+    def __str__(self) -> str:
+        return f"sample {self.sample} of dataset {self.dataset!r}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
+
+class StateMismatch(GpuflowError, ValueError):
+    """The state of a training does not fit the loader. differing: (what, in the state, here)."""
+
+    def __init__(self, differing: Sequence[tuple[str, Any, Any]]) -> None:
+        super().__init__(differing)
+        self.differing = list(differing)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{what} was {then!r} and is {now!r}" for what, then, now in self.differing)
+        return f"this state is of another training: {parts}; make the loader as it was made then, or begin anew without the state"
 
 
 class PlanTooLarge(GpuflowError, MemoryError):

@@ -36,6 +36,11 @@ class _OnCluster:
     def __init__(self, peers: Peers, ask: Callable[..., Any], here: Mapping[str, NodeStore]) -> None:
         self._peers, self._ask, self._here = peers, ask, here
 
+    @property
+    def stores(self) -> Mapping[str, NodeStore]:
+        """Those that are read where they lie, by node id."""
+        return self._here
+
     def whereabouts(self, dataset: str, array: str, count: int) -> Whereabouts:
         """See `Locator`."""
         told = self._ask("gf_whereabouts", dataset=dataset, array=array, count=count)
