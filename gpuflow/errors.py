@@ -74,11 +74,12 @@ class Problem:
 
 
 class ConfigError(GpuflowError, ValueError):
-    """A configuration is wrong. `problems` lists everything found, in the order of the file."""
+    """A configuration is wrong. `problems` lists everything found, in the order of the file; or is a text, as PyTorch's DataLoader makes
+    the errors of its worker processes anew."""
 
-    def __init__(self, problems: Sequence[Problem], file: str | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem] | str, file: str | None = None) -> None:
         super().__init__(problems, file)
-        self.problems, self.file = list(problems), file
+        self.problems, self.file = [Problem(problems)] if isinstance(problems, str) else list(problems), file
 
     def __str__(self) -> str:
         return "\n".join(problem.render(self.file) for problem in self.problems)
