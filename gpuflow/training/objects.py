@@ -58,9 +58,9 @@ class StoredObject:
         index = read_at(*place, Buffer())
         self.frames = shard.frames(index, replica.nbytes)
 
-    def read(self, numbers: Sequence[int], buffer: Buffer) -> Iterator[Frame]:
+    def read(self, numbers: Sequence[int], buffer: Buffer, whole: Buffer) -> Iterator[Frame]:
         """The inner chunks `numbers`, verified or to be verified by decoding them, in the order in which they lie; neighbours with one
-        read. The bytes are in `buffer` until the next one is asked for. ChunkCorrupt when they are not those that were committed."""
+        read. The bytes are in `buffer` until the next one is asked for; `whole` is for the object, where it is verified. ChunkCorrupt when they are not those that were committed."""
         wanted = self.frames[np.array(numbers, np.int64)]
         stored = [(start, size, number) for (start, size), number in zip(wanted.tolist(), numbers, strict=True)]
         yield from ((number, None) for start, _, number in stored if start == ABSENT)
@@ -69,21 +69,21 @@ class StoredObject:
             data = self._read_at(begin, run[-1][0] + run[-1][1], buffer)
             for start, size, number in run:
                 frame = data[start - begin : start - begin + size]
-                self._check(number, frame)
+                self._check(number, frame, whole)
                 yield number, frame
 
-    def _check(self, number: int, frame: Bytes) -> None:
+    def _check(self, number: int, frame: Bytes, whole: Buffer) -> None:
         if self._verified or (self._sums is None and self._chain.is_checked(frame)):
             return
         with self._lock:
             if self._sums is None:
-                self._sums = self._verify_whole()
+                self._sums = self._verify_whole(whole)
         if xxhash.xxh3_64_intdigest(frame.data) != int(self._sums[number]):
             raise self.corrupt(f"inner chunk {number} is not what it was when the whole was verified")
 
-    def _verify_whole(self) -> NDArray[np.uint64]:
+    def _verify_whole(self, buffer: Buffer) -> NDArray[np.uint64]:
         """The digest of each inner chunk."""
-        data = self._read_at(0, self._replica.nbytes, Buffer())
+        data = self._read_at(0, self._replica.nbytes, buffer)
         found = digest(data.data)
         if found != self._replica.digest:
             raise self.corrupt(f"digest {found.hex()}, committed was {self._replica.digest.hex()}")

@@ -223,19 +223,23 @@ class Reader:
                 _fill(fill, piece.units[unit], out)
             return
         try:
-            for unit, data in opened.read(numbers, slot.stored):
+            for unit, data in opened.read(numbers, slot.stored, slot.encoded):
                 uses = piece.units[unit]
                 if data is None:
                     _fill(self.access.codec(path).fill_value, uses, out)
                 else:
-                    self._decode((piece.part, piece.object, unit), data, uses, out, slot)
+                    self._decode((piece.part, piece.object, unit), data, uses, out, slot, is_held=opened.held_nbytes > 0)
         except (CodecError, OSError) as error:
             raise opened.corrupt(str(error)) from error
 
-    def _decode(self, key: tuple[int, int, int], data: Bytes, uses: Sequence[Use], out: NDArray[Any], slot: Slot) -> None:
+    def _decode(
+        self, key: tuple[int, int, int], data: Bytes, uses: Sequence[Use], out: NDArray[Any], slot: Slot, *, is_held: bool
+    ) -> None:
         chain = self._inner[key[0]]
         assert chain is not None
-        block: Block | None = self.kept.place(chain.shape, chain.dtype)
+        # A sample that lies in a file as it is need not be kept: the page cache has it, and fresh memory costs more than reading it again.
+        is_cheap = not chain.links and chain.shape[0] == 1 and not is_held
+        block: Block | None = None if is_cheap else self.kept.place(chain.shape, chain.dtype)
         if block is None and len(uses) == 1 and chain.shape[0] == 1 and uses[0].column.is_whole:
             return _decode_into(chain, data, uses[0].place(out), slot)
         if block is not None:
