@@ -85,6 +85,7 @@ def streaming_loader(folder: Path, values: np.ndarray[Any, Any], batch_size: int
     _stand_in("torchvision.transforms.functional", "to_tensor")
     _stand_in("transformers.feature_extraction_utils", "BatchFeature")
     _stand_in("transformers.tokenization_utils_base", "BatchEncoding")
+    _stand_in("transformers.models.auto.tokenization_auto", "AutoTokenizer")
     from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 
     shape = ",".join(map(str, values.shape[1:]))

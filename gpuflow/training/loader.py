@@ -39,6 +39,9 @@ from gpuflow.units import parse_nbytes
 if TYPE_CHECKING:
     from gpuflow.cluster.connection import Connection
 
+_INHERITED: list[_Engine] = []
+"""Of the processes that forked this one: a connection of SQLite's must not even be closed here."""
+
 _RECENT_NBYTES = 256 * 2**20
 """Of decoded units of several samples, beside the cache: a window of `buffered` order over small stored objects."""
 
@@ -179,6 +182,7 @@ class Loader:
         ):  # of the process that forked this one, nothing can be used
             if self._engine is not None and self._finalizer is not None:
                 self._finalizer.detach()
+                _INHERITED.append(self._engine)
             self._engine = _Engine(self._content, self._work, self._place, self._ways, self._connection)
             self._finalizer = weakref.finalize(self, self._engine.close)
         return self._engine
@@ -262,6 +266,9 @@ class _Engine:
         self._ahead.clear()
 
     def close(self) -> None:
+        """Give back threads and files, in the process that has them."""
+        if self.process != os.getpid():
+            return
         self.drop()
         self.reader.close()
         if self._own_connection is not None:

@@ -60,7 +60,8 @@ class StoredObject:
 
     def read(self, numbers: Sequence[int], buffer: Buffer, whole: Buffer) -> Iterator[Frame]:
         """The inner chunks `numbers`, verified or to be verified by decoding them, in the order in which they lie; neighbours with one
-        read. The bytes are in `buffer` until the next one is asked for; `whole` is for the object, where it is verified. ChunkCorrupt when they are not those that were committed."""
+        read. The bytes are in `buffer` until the next one is asked for; `whole` is for the object, where it is verified. ChunkCorrupt
+        when they are not those that were committed."""
         wanted = self.frames[np.array(numbers, np.int64)]
         stored = [(start, size, number) for (start, size), number in zip(wanted.tolist(), numbers, strict=True)]
         yield from ((number, None) for start, _, number in stored if start == ABSENT)
