@@ -1,13 +1,11 @@
 """`gpuflow.loader`: batches for a training loop, from where the chunks lie.
 
-Batch k of epoch e is a function of the seed and the dataset, so that the state of a training is two numbers, whatever the ranks. What is
-read ahead is bounded by `prefetch` batches; nothing is read while nobody takes them."""
+Batch k of epoch e is a function of the seed and the dataset, so that the state of a training is two numbers, whatever the ranks."""
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,75 +13,27 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xxhash
 from numpy.typing import ArrayLike, NDArray
 
-from gpuflow.datasets.here import NodesHere
-from gpuflow.errors import ClusterError, ConfigError, NotFound, Problem
+from gpuflow.errors import ClusterError, ConfigError, Problem
 from gpuflow.settings import scheduler_address
-from gpuflow.storage.locator import Locator
-from gpuflow.training.access import Access
-from gpuflow.training.augment import Draws
 from gpuflow.training.content import Content, content, look
-from gpuflow.training.cut import Crop, Cut, cut
-from gpuflow.training.keyed import key_of
-from gpuflow.training.order import Batches, OrderName, make_order
-from gpuflow.training.placement import Placement, place, where
+from gpuflow.training.cut import Crop
+from gpuflow.training.engine import Augmentation, Engine, Place, Ways
+from gpuflow.training.options import Options, check_numbers, nbytes_of
+from gpuflow.training.order import OrderName
+from gpuflow.training.placement import Placement, where
+from gpuflow.training.placement import place as lay
 from gpuflow.training.ranks import find_ranks, from_first, gathered
-from gpuflow.training.reader import Reader, Wanted
 from gpuflow.training.state import State
-from gpuflow.training.tensors import NUMPY, Tensors, check_device
+from gpuflow.training.tensors import check_device
 from gpuflow.training.work import Work
-from gpuflow.units import parse_nbytes
 
 if TYPE_CHECKING:
     from gpuflow.cluster.connection import Connection
 
-_INHERITED: list[_Engine] = []
+_INHERITED: list[Engine] = []
 """Of the processes that forked this one: a connection of SQLite's must not even be closed here."""
-
-_RECENT_NBYTES = 256 * 2**20
-"""Of decoded units of several samples, beside the cache: a window of `buffered` order over small stored objects."""
-
-Augmentation = Callable[[Any, Draws], Any]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process finds the chunks: a cluster's address, or a root on this machine. node: the only one whose store it reads directly;
-    None for all that are on this machine."""
-
-    address: str | None
-    root: Path | None
-    node: str | None
-
-    def open(self, connection: Connection | None) -> tuple[Locator, Locator, NodesHere | Connection, list[str]]:
-        """(what is read directly, the way to the rest, the nodes, ids of those that are read directly)."""
-        if self.address is None and connection is None:
-            others: Any = NodesHere.below(self.root)
-            nodes: Any = others
-        else:
-            from gpuflow.cluster.connection import connect
-            from gpuflow.cluster.locating import ClientLocator
-
-            nodes = connection or connect(self.address)
-            others = ClientLocator(nodes)
-        if self.node is None:
-            return others, others, nodes, list(others.stores)
-        if self.node not in others.stores:
-            raise NotFound("node", self.node, sorted(others.stores), "give one whose store is on this machine")
-        return NodesHere(others.stores[self.node].root), others, nodes, [self.node]
-
-
-@dataclass(frozen=True)
-class Ways:
-    """How batches are read: threads, batches ahead, bytes kept, and where they go."""
-
-    threads: int
-    prefetch: int
-    cache_nbytes: int
-    device: str
-    augment: tuple[Augmentation, ...]
 
 
 class Loader:
@@ -97,7 +47,7 @@ class Loader:
         """Made by `loader`."""
         self._content, self._work, self._place, self._ways = content, work, place, ways
         self._state, self._connection = state, connection
-        self._engine: _Engine | None = None
+        self._engine: Engine | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     # -- what it is -----------------------------------------------------------------------------------------------------------------
@@ -176,14 +126,14 @@ class Loader:
         self._state = self._state.after(len(self), step)
         return batch
 
-    def _running(self) -> _Engine:
+    def _running(self) -> Engine:
         if (
             self._engine is None or self._engine.process != os.getpid()
         ):  # of the process that forked this one, nothing can be used
             if self._engine is not None and self._finalizer is not None:
                 self._finalizer.detach()
                 _INHERITED.append(self._engine)
-            self._engine = _Engine(self._content, self._work, self._place, self._ways, self._connection)
+            self._engine = Engine(self._content, self._work, self._place, self._ways, self._connection)
             self._finalizer = weakref.finalize(self, self._engine.close)
         return self._engine
 
@@ -214,65 +164,6 @@ class Loader:
         from gpuflow.training.torch_dataset import BatchDataset
 
         return BatchDataset(self)
-
-
-class _Engine:
-    """The reader of one process, and the batches that it reads ahead."""
-
-    def __init__(self, content: Content, work: Work, place: Place, ways: Ways, connection: Connection | None) -> None:
-        self.process = os.getpid()
-        self._work, self._ways = work, ways
-        here, others, nodes, _ = place.open(connection)
-        self._own_connection = nodes if connection is None and place.address is not None else None
-        self._tensors = Tensors(ways.device) if ways.device != NUMPY else None
-        self._ahead: deque[tuple[State, Wanted]] = deque()
-        access = Access(content, here, others)
-        self.reader = Reader(
-            access, work, self._finished, threads=ways.threads, kept_nbytes=ways.cache_nbytes, recent_nbytes=_RECENT_NBYTES
-        )
-
-    def _finished(self, wanted: Wanted) -> Any:
-        batch = self._work.finish(wanted.chosen, wanted.arrays)
-        return self._tensors.begin(batch) if self._tensors is not None else batch
-
-    def take(self, state: State, step: int) -> Any:
-        """The batch at `state`; those after it are begun."""
-        if not self._ahead or self._ahead[0][0] != state:
-            self.drop()
-        self._fill(state, step)
-        _, wanted = self._ahead.popleft()
-        result = wanted.result.result()
-        self._fill(state.after(self._work.batches.count, step), step)
-        batch = self._tensors.end(result) if self._tensors is not None else result
-        draws = Draws(self._work.key, state.epoch, wanted.chosen.samples, self._ways.device)
-        for augmentation in self._ways.augment:
-            batch = augmentation(batch, draws)
-        return batch
-
-    def _fill(self, state: State, step: int) -> None:
-        """Begin batches until `prefetch` are ahead, from `state` on where none is."""
-        count = self._work.batches.count
-        following = self._ahead[-1][0].after(count, step) if self._ahead else state
-        while len(self._ahead) < self._ways.prefetch:
-            wanted = Wanted(following.epoch, following.batch)
-            self._ahead.append((following, wanted))
-            self.reader.submit(wanted)
-            following = following.after(count, step)
-
-    def drop(self) -> None:
-        """What was read ahead is not wanted."""
-        for _, wanted in self._ahead:
-            wanted.drop()
-        self._ahead.clear()
-
-    def close(self) -> None:
-        """Give back threads and files, in the process that has them."""
-        if self.process != os.getpid():
-            return
-        self.drop()
-        self.reader.close()
-        if self._own_connection is not None:
-            self._own_connection.close()
 
 
 def loader(
@@ -335,67 +226,67 @@ def loader(
     of `GPUFLOW_SCHEDULER`. node: the only node whose store this rank reads directly, where several are on one machine.
 
     NotFound, ConfigError, DeviceUnavailable, ChunkLost. While iterating: SampleError, DatasetChanged, ChunkCorrupt, ChunkLost."""
+    options = Options(
+        dataset, batch_size, arrays, sample, split, stride, step, crop, labels, samples, order, window, weights, seed, drop_last, pad,
+        transform, collate, number_as,
+    )  # fmt: skip
     check_device(device)
-    _check(batch_size, seed, prefetch, threads, drop_last, pad)
+    check_numbers(batch_size=batch_size, prefetch=prefetch, threads=threads)
+    cache_nbytes = nbytes_of(cache)
     address = _address(connection, root)
-    where_data_is = Place(address, Path(root).absolute() if root is not None else None, node)
+    place = Place(address, Path(root).absolute() if root is not None else None, node)
     own, count, grouped = find_ranks(rank, world)
-
-    def make() -> tuple[Content, Work, State, str]:
-        here, others, nodes, ids = where_data_is.open(connection)
-        try:
-            record = look(nodes, dataset)
-            shape = cut(record, arrays, sample, stride=stride, step=step, crop=crop, pieces=split)
-            found = content(nodes, record, [part.path for part in shape.parts])
-        finally:
-            here.close()
-            others.close()
-            if connection is None and address is not None:
-                nodes.close()
-        selected = _selected(samples, shape.count)
-        total = shape.count if selected is None else len(selected)
-        key = key_of(seed, found.fingerprint)
-        last = "pad" if pad else "drop" if drop_last else "keep"
-        block = max(1, max(part.metadata.grid.chunks[0] for part in shape.parts) // stride)
-        ordered = make_order(order, total, key, block=block, window=window, weights=weights)
-        if batch_size > total:
-            raise ConfigError(
-                [Problem(f"a batch of {batch_size}, of {total} samples", "batch_size", hint=f"give at most {total}")]
-            )
-        described = repr(
-            (shape.describe(), None if selected is None else selected.tobytes(), block, window if order == "buffered" else 0)
-        )
-        if weights is not None:
-            described += np.asarray(weights, np.float64).tobytes().hex()
-        summed = xxhash.xxh3_64_hexdigest(described.encode())
-        state = State(dataset, found.fingerprint, summed, seed, order, batch_size, last)
-        given = _labels(labels or {}, shape)
-        batches = Batches(ordered, batch_size, last)  # type: ignore[arg-type]
-        work = Work(dataset, shape, batches, key, own, count, selected, placement, given, number_as, transform, collate)
-        return found, work, state, where(ids)
-
     if grouped:
-        found, work, state, ranks = _agreed(make)
-        work = replace(work, placement=placement or from_first(lambda: place(found, work.cut, ranks)))
+        made, ranks = _agreed(lambda: _made(options, place, connection))
+        placement = placement or from_first(lambda: lay(made.content, made.work.cut, ranks))
     else:
-        found, work, state, mine = make()
-        ranks = work.placement.ranks if work.placement is not None else (mine,)
-    if work.placement is not None and len(work.placement.ranks) != count:
-        raise ConfigError([Problem(f"a placement of {len(work.placement.ranks)} ranks for {count}", "placement")])
-    together = max(1, sum(other == ranks[min(own, len(ranks) - 1)] for other in ranks))
-    threads = threads or max(1, len(os.sched_getaffinity(0)) // together)
-    augmentations = (augment,) if callable(augment) else tuple(augment)
-    ways = Ways(threads, prefetch, _nbytes(cache), device, augmentations)
-    return Loader(found, work, state, where_data_is, ways, connection)
+        made = _made(options, place, connection)
+        ranks = placement.ranks if placement is not None else (made.where,)
+    if placement is not None and len(placement.ranks) != count:
+        raise ConfigError([Problem(f"a placement of {len(placement.ranks)} ranks for {count}", "placement")])
+    together = sum(other == ranks[min(own, len(ranks) - 1)] for other in ranks)
+    ways = Ways(
+        threads or max(1, len(os.sched_getaffinity(0)) // together),
+        prefetch,
+        cache_nbytes,
+        device,
+        (augment,) if callable(augment) else tuple(augment),
+    )
+    work = replace(made.work, rank=own, world=count, placement=placement)
+    return Loader(made.content, work, made.state, place, ways, connection)
 
 
-def _agreed(make: Callable[[], tuple[Content, Work, State, str]]) -> tuple[Content, Work, State, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _Made:
+    """What a rank finds by itself. where: which stores it reads directly."""
+
+    content: Content
+    work: Work
+    state: State
+    where: str
+
+
+def _made(options: Options, place: Place, connection: Connection | None) -> _Made:
+    here, others, nodes, ids = place.open(connection)
+    try:
+        record = look(nodes, options.dataset)
+        shape = options.cut(record)
+        found = content(nodes, record, [part.path for part in shape.parts])
+    finally:
+        here.close()
+        others.close()
+        if connection is None and place.address is not None:
+            nodes.close()
+    return _Made(found, *options.work(found, shape), where(ids))
+
+
+def _agreed(make: Callable[[], _Made]) -> tuple[_Made, tuple[str, ...]]:
     """What was made here, and where all ranks are. ClusterError when the ranks do not mean the same."""
-    made: list[tuple[Content, Work, State, str]] = []
+    made: list[_Made] = []
 
     def told() -> tuple[State, str]:
         made.append(make())
-        return made[0][2], made[0][3]
+        return made[0].state, made[0].where
 
     everyone = gathered(told)
     first = everyone[0][0]
@@ -406,8 +297,7 @@ def _agreed(make: Callable[[], tuple[Content, Work, State, str]]) -> tuple[Conte
                 f"rank {rank} makes another loader than rank 0: {', '.join(names)} differ",
                 "give all ranks the same arguments, and change no dataset meanwhile",
             )
-    found, work, state, _ = made[0]
-    return found, work, state, tuple(place for _, place in everyone)
+    return made[0], tuple(place for _, place in everyone)
 
 
 def _address(connection: Connection | None, root: Any) -> str | None:
@@ -416,54 +306,3 @@ def _address(connection: Connection | None, root: Any) -> str | None:
             raise ConfigError([Problem("a connection and a root", "root", hint="give one of them")])
         return str(connection.client.scheduler.address)
     return scheduler_address() if root is None else None
-
-
-def _check(batch_size: int, seed: int, prefetch: int, threads: int | None, drop_last: bool, pad: bool) -> None:
-    for name, value in (("batch_size", batch_size), ("prefetch", prefetch), ("threads", threads)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ConfigError([Problem(f"is {value!r}", name, hint="give 1 or more")])
-    if not isinstance(seed, int):
-        raise ConfigError([Problem(f"is {seed!r}", "seed", hint="give a whole number")])
-    if drop_last and pad:
-        raise ConfigError([Problem("the last batch cannot be dropped and filled up", "pad", hint="give drop_last or pad")])
-
-
-def _selected(samples: slice | ArrayLike | None, count: int) -> NDArray[np.int64] | None:
-    if samples is None:
-        return None
-    if isinstance(samples, slice):
-        found = np.arange(count, dtype=np.int64)[samples]
-    else:
-        given = np.asarray(samples)
-        if given.ndim != 1 or given.dtype.kind not in "iu":
-            raise ConfigError([Problem("must be a slice, or whole numbers in one row", "samples")])
-        found = given.astype(np.int64)
-    if not len(found) or found.min() < 0 or found.max() >= count:
-        hint = f"the dataset has samples 0 to {count - 1}"
-        raise ConfigError(
-            [Problem("selects none" if not len(found) else "names a sample that is not there", "samples", hint=hint)]
-        )
-    if len(np.unique(found)) != len(found):
-        raise ConfigError([Problem("names a sample twice", "samples", hint="use order='weighted' to see some more often")])
-    return found
-
-
-def _labels(labels: Mapping[str, ArrayLike], shape: Cut) -> dict[str, NDArray[Any]]:
-    found = {name: np.asarray(values) for name, values in labels.items()}
-    for name, values in found.items():
-        if values.ndim < 1 or len(values) != shape.count:
-            size = len(values) if values.ndim else "one"
-            raise ConfigError([Problem(f"{size} values for {shape.count} samples", f"labels.{name}", hint="give one a sample")])
-        if name in {part.path for part in shape.parts}:
-            raise ConfigError([Problem("is the name of an array, too", f"labels.{name}", hint="give it another one")])
-    return found
-
-
-def _nbytes(cache: str | int) -> int:
-    try:
-        found = parse_nbytes(cache)
-    except ValueError as error:
-        raise ConfigError([Problem(str(error), "cache")]) from error
-    if found < 0:
-        raise ConfigError([Problem(f"is {found}", "cache", hint="give 0 or more bytes")])
-    return found
