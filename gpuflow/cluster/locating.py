@@ -94,6 +94,11 @@ class _OnCluster(Writing):
         commit = (replica.dataset, replica.array, [replica.chunk], [replica.generation])
         self._ask("gf_wrote", node=node, commits=[commit])
 
+    @property
+    def stores(self) -> Mapping[str, NodeStore]:
+        """Those that are read where they lie, by node id."""
+        return self._here
+
     def whereabouts(self, dataset: str, array: str, count: int) -> Whereabouts:
         """See `Locator`."""
         told = self._ask("gf_whereabouts", dataset=dataset, array=array, count=count)
@@ -153,8 +158,7 @@ class ClientLocator(_OnCluster):
         peers = Peers(_Client(client.rpc, client.loop, client.id))
         connection.ask("gf_sync")
         self._nodes = NodesHere(*_roots_here(connection))
-        self.stores = self._nodes.stores
-        super().__init__(client.scheduler_info(n_workers=0)["address"], peers, connection.ask, self.stores)
+        super().__init__(client.scheduler_info(n_workers=0)["address"], peers, connection.ask, self._nodes.stores)
 
     def each_node(self, function: Callable[..., T], *args: Any) -> dict[str, T]:
         """See `Nodes`."""

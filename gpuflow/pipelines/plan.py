@@ -336,8 +336,9 @@ class Gathers:
         """Of `chunks` out of the `pending` ones."""
         places = {chunk: place for place, chunk in enumerate(pending)}
         rows = [places[chunk] for chunk in chunks]
-        columns = (self.homes, self.nbytes, self.local_nbytes, self.inputs)
-        return Gathers(*([column[row] for row in rows] for column in columns), self.needed)  # type: ignore[arg-type]
+        homes, inputs = [self.homes[row] for row in rows], [self.inputs[row] for row in rows]
+        nbytes, local_nbytes = [self.nbytes[row] for row in rows], [self.local_nbytes[row] for row in rows]
+        return Gathers(homes, nbytes, local_nbytes, inputs, self.needed)
 
 
 def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable | None) -> ChunkPlan:
