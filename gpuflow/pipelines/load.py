@@ -15,7 +15,7 @@ from gpuflow.errors import ConfigError, Problem
 from gpuflow.pipelines.overrides import override
 from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
-from gpuflow.steps.base import Operation
+from gpuflow.steps.base import Operation, Step
 from gpuflow.steps.parameters import StepError, describe, nearest
 from gpuflow.steps.registry import find, known
 
@@ -183,7 +183,7 @@ class _Builder:
             self._note(str(cause), where)
         elif detail["type"] == "extra_forbidden":
             self._note(
-                f"unknown key `{where[-1]}`", where, _known(str(where[-1]), _within(model, detail["loc"]).model_fields), key=True
+                f"unknown key `{where[-1]}`", where, _known(str(where[-1]), _own_first(_within(model, detail["loc"]))), key=True
             )
         elif detail["type"] == "missing":
             self._note(f"`{where[-1]}` is missing", path, f"write `{where[-1]}: ...`")
@@ -231,6 +231,11 @@ def _within(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
         assert isinstance(below, type), path
         model = below
     return model
+
+
+def _own_first(model: type[BaseModel]) -> list[str]:
+    """The keys of a section or step, those that all steps have last."""
+    return sorted(model.model_fields, key=Step.model_fields.__contains__)
 
 
 def _known(word: str, known: Iterable[str]) -> str:

@@ -70,7 +70,9 @@ class Quantiles:
         """These placed at `region` (one slice per kept axis) of the whole kept `shape`; no values elsewhere."""
         whole = Quantiles.empty(shape)
         for name in (*_FIELDS, "sketches"):
-            getattr(whole, name)[region] = getattr(self, name)
+            getattr(whole, name)[(*region, ...)] = getattr(
+                self, name
+            )  # without the ellipsis, () would set an object to the array
         return whole
 
     def quantile(self, share: float) -> NDArray[np.float64]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, PlainValidator
 
 from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.requests import MomentsRequest, Request
-from gpuflow.steps.parameters import StepError, plain
+from gpuflow.steps.parameters import StepError, patterns, plain
 
 __all__ = [
     "Array",
@@ -90,6 +91,16 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
 class Step(Operation, frozen=True):
     """What is done to each array. The planner calls `check`, then either `resolve` (when `needs` asks for statistics) or `bind`; workers
     call `compute`."""
+
+    only: Annotated[
+        tuple[str, ...] | None,
+        PlainValidator(lambda value: None if value is None else patterns(value), json_schema_input_type=str | list[str]),
+        Field(description="Names of arrays, or fnmatch patterns: the others go on as they are."),
+    ] = None
+
+    def is_for(self, path: str) -> bool:
+        """Whether it is applied to the array called `path`."""
+        return self.only is None or any(fnmatchcase(path, pattern) for pattern in self.only)
 
     @abstractmethod
     def check(self, array: ArraySpec) -> ArraySpec:
