@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.pipelines.load import from_dict, load_pipeline
+from gpuflow.pipelines.shaping import Shaping
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.yaml_text import dump_yaml
 from gpuflow.steps.user_code import address_of
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Shaping):
     """`source`: name of a dataset. `arrays`: names or fnmatch patterns; None for all. The methods fill the other fields."""
 
     source: str
