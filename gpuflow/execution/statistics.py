@@ -89,7 +89,7 @@ def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: Request) 
     part = plan_chunks(array, made_by, tables, nothing)
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
-    job: Job = GatherStatisticsJob((plan.source,), flow, grid, request, backend=backend)
+    job: Job = GatherStatisticsJob((plan.source,), flow, grid, request, True, backend, run.patience_seconds)
     together = sharing(array, gather_nbytes(rooms(run.connection)))
     return _reduced(run, run.gathered(job, plan.source.name, flow.paths[0], part, together), grid.size)
 
