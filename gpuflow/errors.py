@@ -11,6 +11,9 @@
     |- CannotRepair           what is damaged can be made anew neither by a pipeline nor from the origin
     |- StaleChunk             a chunk changed under a task: its commit is refused
     |- SourceChanged          chunks of the source changed while others were computed from them
+    |- DatasetChanged         a chunk changed under a training
+    |- SampleError            a sample could not be made: a user's function raised, or shapes differ
+    |- StateMismatch          the state of a training is of other data, or of another order
     |- PlanTooLarge           a worker has not the memory that the chunks need
     |- StatisticsError        a statistic that a step needs is unusable
     |- ProgramFailed          a program that a step runs on a chunk failed
@@ -33,6 +36,7 @@ __all__ = [
     "ChunkLost",
     "ClusterError",
     "ConfigError",
+    "DatasetChanged",
     "DeviceUnavailable",
     "GpuflowError",
     "NameTaken",
@@ -41,9 +45,11 @@ __all__ = [
     "Problem",
     "ProgramFailed",
     "RunFailed",
+    "SampleError",
     "SourceChanged",
     "SourceError",
     "StaleChunk",
+    "StateMismatch",
     "StatisticsError",
     "StoreError",
 ]
@@ -72,11 +78,12 @@ class Problem:
 
 
 class ConfigError(GpuflowError, ValueError):
-    """A configuration is wrong. `problems` lists everything found, in the order of the file."""
+    """A configuration is wrong. `problems` lists everything found, in the order of the file; or is a text, as PyTorch's DataLoader makes
+    the errors of its worker processes anew."""
 
-    def __init__(self, problems: Sequence[Problem], file: str | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem] | str, file: str | None = None) -> None:
         super().__init__(problems, file)
-        self.problems, self.file = list(problems), file
+        self.problems, self.file = [Problem(problems)] if isinstance(problems, str) else list(problems), file
 
     def __str__(self) -> str:
         return "\n".join(problem.render(self.file) for problem in self.problems)
@@ -186,6 +193,44 @@ class SourceChanged(GpuflowError):
 
     def __str__(self) -> str:
         return f"dataset {self.name!r} was changed while the run read it; run again"
+
+
+class DatasetChanged(GpuflowError):
+    """A chunk is no longer what it was when a training began to read the dataset. Generations; None where it is not known."""
+
+    def __init__(self, chunk: str, began: int, found: int | None) -> None:
+        super().__init__(chunk, began, found)
+        self.chunk, self.began, self.found = chunk, began, found
+
+    def __str__(self) -> str:
+        now = f"at generation {self.found}" if self.found is not None else "gone"
+        return (
+            f"chunk {self.chunk} was at generation {self.began} when this loader was made and is {now}: the dataset was changed "
+            "while it was read; make a new loader, or train on an output dataset that nothing changes in place"
+        )
+
+
+class SampleError(GpuflowError, ValueError):
+    """Sample number `sample` of a dataset could not be made."""
+
+    def __init__(self, dataset: str, sample: int, reason: str, hint: str = "") -> None:
+        super().__init__(dataset, sample, reason, hint)
+        self.dataset, self.sample, self.reason, self.hint = dataset, sample, reason, hint
+
+    def __str__(self) -> str:
+        return f"sample {self.sample} of dataset {self.dataset!r}: {self.reason}" + (f"; {self.hint}" if self.hint else "")
+
+
+class StateMismatch(GpuflowError, ValueError):
+    """The state of a training does not fit the loader. differing: (what, in the state, here)."""
+
+    def __init__(self, differing: Sequence[tuple[str, Any, Any]]) -> None:
+        super().__init__(differing)
+        self.differing = list(differing)
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{what} was {then!r} and is {now!r}" for what, then, now in self.differing)
+        return f"this state is of another training: {parts}; make the loader as it was made then, or begin anew without the state"
 
 
 class PlanTooLarge(GpuflowError, MemoryError):

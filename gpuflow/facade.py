@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.cluster.connection import Connection, connect
+from gpuflow.display.progress import shown
+from gpuflow.display.run_card import ReceiptCard
 from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import raise_for, run_pipeline
@@ -16,7 +18,7 @@ from gpuflow.execution.submit import Progress
 from gpuflow.execution.summary import run_statistics
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
-from gpuflow.pipelines.load import load_any
+from gpuflow.pipelines.load import load_any, writing
 from gpuflow.pipelines.pipeline import Pipeline, Statistics
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline
@@ -47,8 +49,8 @@ def ingest(
 
     RunFailed when chunks could not be read; calling it again continues."""
     opened = open_source(source, **options)
-    with _connected(connection) as cluster:
-        return raise_for(ingest_source(cluster, opened, name, link=link, progress=progress))
+    with _connected(connection) as cluster, shown(progress) as bar:
+        return ReceiptCard.of(raise_for(ingest_source(cluster, opened, name, link=link, progress=bar)))
 
 
 def run(
@@ -63,11 +65,12 @@ def run(
 
     RunFailed when chunks failed, with the receipt; the others are done, and calling it again does only what is missing. stack: apply an
     in-place pipeline on top of another. allow_exec: `exec` steps may run programs on the embedded cluster of the call."""
-    spec = as_spec(pipeline)
-    with _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec) as cluster:
+    spec = as_any(pipeline)
+    connected = _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec)
+    with connected as cluster, shown(progress) as bar:
         if isinstance(spec, StatisticsPipeline):
-            return raise_for(run_statistics(cluster, spec, progress=progress))
-        return raise_for(run_pipeline(cluster, spec, stack=stack, progress=progress))
+            return ReceiptCard.of(raise_for(run_statistics(cluster, spec, progress=bar)))
+        return ReceiptCard.of(raise_for(run_pipeline(cluster, spec, stack=stack, progress=bar)))
 
 
 def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:
@@ -79,8 +82,13 @@ def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:
         return calibration_data(calibrate_nodes(cluster))
 
 
-def as_spec(pipeline: AnyForm) -> AnyPipeline:
+def as_any(pipeline: AnyForm) -> AnyPipeline:
     """The spec of a pipeline in whatever form. ConfigError when it is wrong."""
     if isinstance(pipeline, PipelineSpec | StatisticsPipeline):
         return pipeline
     return pipeline.spec if isinstance(pipeline, Pipeline | Statistics) else load_any(Path(pipeline))
+
+
+def as_spec(pipeline: AnyForm) -> PipelineSpec:
+    """The same of one that writes a dataset. ConfigError when it computes statistics."""
+    return writing(as_any(pipeline))

@@ -4,9 +4,14 @@ Pure. A chunk here is one *stored object* (a chunk, or a shard where the array i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from math import prod
+
+Box = tuple[range, ...]
+"""Chunks that are neighbours: a range of positions along each axis."""
 
 
 @dataclass(frozen=True)
@@ -61,3 +66,33 @@ class Grid:
     def extent(self, linear: int) -> tuple[int, ...]:
         """Shape of the valid part of chunk number `linear`."""
         return tuple(part.stop - part.start for part in self.region(linear))
+
+    def boxes(self, chunks: Iterable[int]) -> list[Box]:
+        """`chunks` as few boxes of neighbours, each a range of positions along every axis; greedy, in C order of their first chunks."""
+        left = dict.fromkeys(self.unravel(chunk) for chunk in sorted(chunks))
+        found = []
+        while left:
+            first = next(iter(left))
+            box = [range(position, position + 1) for position in first]
+            for axis in reversed(range(len(box))):
+                while all(index in left for index in self._beyond(box, axis)):
+                    box[axis] = range(box[axis].start, box[axis].stop + 1)
+            for index in product(*box):
+                del left[index]
+            found.append(tuple(box))
+        return found
+
+    def _beyond(self, box: list[range], axis: int) -> Iterable[tuple[int, ...]]:
+        """The positions that follow `box` along `axis`; one outside the grid where it ends there."""
+        return product(*box[:axis], [box[axis].stop], *box[axis + 1 :])
+
+    def region_of(self, box: Box) -> tuple[slice, ...]:
+        """The part of the array that a box of chunks covers, clipped to the shape."""
+        return tuple(
+            slice(part.start * chunk, min(part.stop * chunk, size))
+            for part, chunk, size in zip(box, self.chunks, self.shape, strict=True)
+        )
+
+    def chunks_of(self, box: Box) -> list[int]:
+        """Linear numbers of the chunks in a box, in C order."""
+        return [self.ravel(index) for index in product(*box)]

@@ -29,6 +29,10 @@ EXAMPLES: list[GpuflowError] = [
     errors.ClusterError("no scheduler", "start one"),
     errors.DeviceUnavailable("no CUDA device", "use device: auto or cpu"),
     errors.CannotRepair("x", "its source has changed"),
+    errors.DatasetChanged("x/data/c/0", 1, 2),
+    errors.DatasetChanged("x/data/c/0", 1, None),
+    errors.SampleError("x", 17, "the transform raised", "mend it"),
+    errors.StateMismatch([("the seed", 1, 2), ("the dataset", "a", "b")]),
     GpuflowError("plain"),
 ]
 

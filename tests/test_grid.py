@@ -56,3 +56,20 @@ def test_a_position_outside_the_grid_is_an_index_error(index: tuple[int, ...]) -
 def test_a_grid_that_is_none_is_refused(shape: tuple[int, ...], chunks: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="chunks"):
         Grid(shape, chunks)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 3)), min_size=1, max_size=3).map(
+        lambda axes: Grid(tuple(size for size, _ in axes), tuple(chunk for _, chunk in axes))
+    ),
+    st.sets(st.integers(0, 200)),
+)
+def test_boxes_hold_each_chunk_once(grid: Grid, numbers: set[int]) -> None:
+    chunks = {number % grid.size for number in numbers}
+    boxes = grid.boxes(chunks)
+    assert sorted(chunk for box in boxes for chunk in grid.chunks_of(box)) == sorted(chunks)
+    for box in boxes:
+        regions = [grid.region(chunk) for chunk in grid.chunks_of(box)]
+        hull = tuple(slice(min(p.start for p in axis), max(p.stop for p in axis)) for axis in zip(*regions, strict=True))
+        assert grid.region_of(box) == hull
+    assert len(grid.boxes(range(grid.size))) == (1 if grid.size else 0)

@@ -13,7 +13,7 @@ from ci.benchmarks.report import Report, finish
 from ci.benchmarks.scratch import folder
 from ci.proofs import corruption, crashes, failures
 from ci.proofs.commit_paths import commit_paths
-from ci.proofs.kills import Killing
+from ci.proofs.kills import ROOT_AWAY, ROOT_LOST, Counts, Killing
 
 _SHOWN = 5  # of what is wrong
 _MOST_STATES = 100  # of one point in time, where what a power failure leaves is not promised
@@ -24,10 +24,11 @@ def main() -> int:
     parser.add_argument(
         "--kills", type=int, default=50, help="kill -9 so often (default 50; 1000 take about 40 minutes on two cores)"
     )
+    parser.add_argument("--roots", type=int, default=5, help="take a node's root away so often, in three ways (default 5)")
     parser.add_argument("--flips", type=int, default=2000, help="bits of the manifest to flip (default 2000)")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn by chance (default 1)")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="crashes, kills, corruption, failing calls"
+        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="crashes, kills, corruption, failing calls, roots"
     )
     parser.add_argument("--folder", type=Path, default=None, help="where the stores are made (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -62,17 +63,33 @@ def _crashes(report: Report, arguments: argparse.Namespace, place: Path) -> None
 
 
 def _kills(report: Report, arguments: argparse.Namespace, place: Path) -> None:
-    counts = Killing(place, arguments.seed).run(arguments.kills)
+    for replicas, kills in ((1, arguments.kills - arguments.kills // 2), (2, arguments.kills // 2)):
+        killing = Killing(place / f"replicas {replicas}", arguments.seed, replicas)
+        _add_kills(report, "b. kill -9", killing.run(kills), kills, replicas)
+
+
+def _roots(report: Report, arguments: argparse.Namespace, place: Path) -> None:
+    for what, replicas in ((ROOT_AWAY, 1), (ROOT_AWAY, 2), (ROOT_LOST, 2)):
+        killing = Killing(place / f"{what} {replicas}", arguments.seed, replicas)
+        counts = killing.run(arguments.roots, [what])
+        _add_kills(report, "e.", counts, arguments.roots, replicas)
+        report.check(f"e. with {replicas} replicas: made where a root had been", counts.made, "<=", 0)
+
+
+def _add_kills(report: Report, job: str, counts: Counts, wanted: int, replicas: int) -> None:
+    with_replicas = f"{replicas} replica{'s' * (replicas > 1)}"
     for what, number in counts.killed.items():
-        report.add(f"b. kill -9, {what}", "cases", number)
+        name = f"{job} {what}, {with_replicas}"
+        report.add(name, "cases", number)
         for seconds in counts.seconds.get(what, ()):
-            report.add(f"b. kill -9, {what}", "seconds until a run ended", seconds)
-    report.notes.append(f"b. {counts.runs} runs in place ended, {counts.checked:,} chunks compared with NumPy")
-    report.check("b. kills", sum(counts.killed.values()), ">=", arguments.kills)
-    named = {"lost": counts.lost, "torn": counts.torn, "not applied exactly once": counts.wrong}
-    for what, number in named.items():
-        report.check(f"b. chunks {what}", number, "<=", 0)
-    report.check("b. hangs", counts.hangs, "<=", 0)
+            report.add(name, "seconds until a run ended", seconds)
+    part, what_was_done = job[:2], "kills" if job.startswith("b") else " and ".join(counts.killed)
+    report.notes.append(
+        f"{part} {with_replicas}: {counts.runs} runs in place ended, {counts.checked:,} replicas compared with NumPy"
+    )
+    report.check(f"{part} {with_replicas}: {what_was_done}", sum(counts.killed.values()), ">=", wanted)
+    for what, count in counts.wrongs().items():
+        report.check(f"{part} {with_replicas}: {what}", count, "<=", 0)
 
 
 def _corruption(report: Report, arguments: argparse.Namespace, place: Path) -> None:
@@ -108,6 +125,7 @@ PARTS: dict[str, Callable[[Report, argparse.Namespace, Path], None]] = {
     "b": _kills,
     "c": _corruption,
     "d": _failures,
+    "e": _roots,
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Any
 
 import dask
 
-from gpuflow.cluster.launch import node_roots, scheduler_command, worker_command
+from gpuflow.cluster.launch import scheduler_command, worker_command
 from gpuflow.storage import leases
 from gpuflow.storage.node import NodeStore
 
@@ -43,7 +43,7 @@ class Processes:
 
     def __init__(self, folder: Path, nodes: int, client: Callable[..., None], *arguments: Any) -> None:
         """client: called with the scheduler's address, then `arguments`."""
-        self.roots = node_roots(folder / "root", nodes)
+        self.roots = [folder / f"node{number}" for number in range(nodes)]  # each could be taken away
         for number, root in enumerate(self.roots):
             NodeStore(root, name=f"node{number}").close()
         self._folder, self._context = folder, multiprocessing.get_context("forkserver")
@@ -64,10 +64,10 @@ class Processes:
     def names(self) -> list[str]:
         return list(self._starts)
 
-    def keep_up(self) -> None:
-        """Start what is not alive."""
+    def keep_up(self, but: str = "") -> None:
+        """Start what is not alive, `but` one of them."""
         for name, (target, arguments) in self._starts.items():
-            if name not in self._alive or not self._alive[name].is_alive():
+            if name != but and (name not in self._alive or not self._alive[name].is_alive()):
                 log = self._folder / f"{name}.log"
                 self._alive[name] = process = self._context.Process(target=_child, args=(log, target, *arguments))
                 process.start()

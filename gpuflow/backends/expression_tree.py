@@ -38,7 +38,9 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """The value `x`."""
+    """The value `x`; where several arrays are computed with, that of the array of this name, which backends do not compile."""
+
+    name: str = "x"
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,15 +45,23 @@ class Inventory:
             rows = rows[(rows >= 0) & (rows < len(holders))]
             holders[rows] = self._sets.left(holders[rows], node)
 
-    def forget(self, node: str) -> None:
-        """All that `node` reported: it comes back with another store. What it alone held may come back at an older generation."""
+    def forget(self, node: str) -> bool:
+        """All that `node` reported: it is gone, or comes back with another store. What it alone held may come back at an older generation;
+        whether there was such, so that the other nodes have to report what they have of it."""
+        orphaned = False
+        if not self._sets.names(node):
+            return orphaned
         for holders, generations in self._columns.values():
             holders[:] = self._sets.left(holders, node)
-            generations[holders == 0] = 0
+            alone = (holders == 0) & (generations > 0)
+            generations[alone] = 0
+            orphaned |= bool(alone.any())
+        return orphaned
 
-    def drop(self, dataset: str) -> None:
-        """Forget a dataset that was removed; a new one of its name begins at generation 1 again."""
-        self._columns = {array: columns for array, columns in self._columns.items() if array[0] != dataset}
+    def drop(self, dataset: str, path: str | None = None) -> None:
+        """Forget a dataset that was removed, or one array of it; a new one of its name begins at generation 1 again."""
+        gone = {array for array in self._columns if array[0] == dataset and path in (None, array[1])}
+        self._columns = {array: columns for array, columns in self._columns.items() if array not in gone}
 
     def holders(self, array: ArrayName, chunks: Iterable[int]) -> list[frozenset[str]]:
         """Holder set of each of `chunks`; empty for one nobody reported."""
@@ -72,6 +80,15 @@ class Inventory:
             held.update(dict.fromkeys(nodes & live, count))
         most = max(held.values())
         return frozenset(node for node, count in held.items() if count == most)
+
+    def columns(self, array: ArrayName, count: int) -> tuple[Column, Column, list[frozenset[str]]]:
+        """(generations, holder numbers) of the first `count` chunks, and the sets that the numbers are of."""
+        known = self._columns.get(array, (np.zeros(0, np.uint32), np.zeros(0, np.uint32)))
+        holders, generations = (np.zeros(count, np.uint32) for _ in known)
+        for column, told in zip((holders, generations), known, strict=True):
+            column[: len(told)] = told[:count]
+        numbers, inverse = np.unique(holders, return_inverse=True)
+        return generations, inverse.astype(np.uint32), [self._sets[number] for number in numbers.tolist()]
 
     def _holder_numbers(self, array: ArrayName, chunks: Iterable[int]) -> Column:
         rows = np.fromiter(chunks, np.int64)

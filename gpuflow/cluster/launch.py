@@ -22,6 +22,8 @@ from distributed.deploy.utils import nprocesses_nthreads
 
 from gpuflow.errors import ClusterError, StoreError
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.roots import existing_roots as existing_roots
+from gpuflow.storage.roots import node_roots as node_roots
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +40,6 @@ _QUIET = {
 """For an embedded cluster, which has no dashboard to show them: what Dask measures of processes that do nothing. With the defaults an idle
 worker takes 2.5% of a core, so that 20 of them take a quarter of two; with these 0.5%. A worker of this machine that died is not waited
 for 30 s."""
-
-
-def node_roots(root: Path, nodes: int) -> list[Path]:
-    """Store roots of an embedded cluster: `root` itself is the first node, others lie in `root/nodes/`."""
-    return [root, *(root / "nodes" / str(number) for number in range(1, nodes))]
-
-
-def existing_roots(root: Path) -> list[Path]:
-    """Store roots below `root` that hold a node already, the first node first."""
-    others = sorted((root / "nodes").glob("*/node.json"), key=lambda path: (len(path.parent.name), path.parent.name))
-    return [path.parent for path in [root / "node.json", *others] if path.exists()]
 
 
 def scheduler_command(*options: str) -> list[str]:

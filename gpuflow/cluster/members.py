@@ -14,6 +14,9 @@ from gpuflow import __version__
 from gpuflow.cluster.messages import NodeInfo
 
 _REMEMBERED = 20  # refusals: enough to look at
+GONE_SECONDS = 5.0
+"""After which a node that left is not reckoned with: what others have of its chunks, older generations too, counts until it is back. A
+worker that is started again is back in two."""
 
 
 class Members:
@@ -24,6 +27,7 @@ class Members:
         self.workers_of: dict[str, set[str]] = {}
         self.refused: dict[str, str] = {}
         self._places: dict[str, str] = {}  # node -> where its store was when it was last there
+        self._left: dict[str, float] = {}  # node -> since when it has no worker
 
     def join(self, worker: str, answer: Mapping[str, Any]) -> bool:
         """Whether the worker that says `answer` of itself may join, and now has; else `refused` says why not."""
@@ -33,6 +37,7 @@ class Members:
             return False
         info = self.nodes[worker] = NodeInfo(**answer)
         self.workers_of.setdefault(info.node, set()).add(worker)
+        self._left.pop(info.node, None)
         return True
 
     def has_moved(self, worker: str) -> bool:
@@ -42,8 +47,8 @@ class Members:
         before, self._places[info.node] = self._places.get(info.node, info.place), info.place
         return before != info.place
 
-    def leave(self, worker: str) -> bool:
-        """Whether its node has no worker any more."""
+    def leave(self, worker: str, now: float) -> bool:
+        """Whether its node has no worker any more. now: seconds, of a clock that only goes forward."""
         info = self.nodes.pop(worker, None)
         if info is None:
             return False
@@ -51,7 +56,15 @@ class Members:
         if self.workers_of[info.node]:
             return False
         del self.workers_of[info.node]
+        self._left[info.node] = now
         return True
+
+    def given_up(self, now: float) -> list[str]:
+        """Nodes that have been gone for so long that they are not reckoned with; each is named once."""
+        gone = [node for node, since in self._left.items() if now - since > GONE_SECONDS]
+        for node in gone:
+            del self._left[node]
+        return gone
 
     def _why_not(self, worker: str, answer: Mapping[str, Any]) -> str:
         """Empty when it may join. One of the same root on the same host as another is no copy: its machine was started again, and that the

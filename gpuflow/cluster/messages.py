@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpuflow import __version__
 
@@ -54,3 +58,14 @@ class NodeInfo:
     machine_nbytes: int = 0
     allows_exec: bool = False
     version: str = __version__
+
+
+def packed_column(column: NDArray[Any]) -> tuple[str, bytes]:
+    """Non-negative integers in as few bytes as the greatest needs: (dtype, bytes), which cross Dask's wire as they are."""
+    least = column.astype(np.min_scalar_type(int(column.max(initial=0))))
+    return least.dtype.str, least.tobytes()
+
+
+def unpacked_column(packed: tuple[str, bytes]) -> NDArray[np.uint32]:
+    """What `packed_column` packed."""
+    return np.frombuffer(packed[1], packed[0]).astype(np.uint32)

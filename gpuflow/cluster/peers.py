@@ -18,6 +18,7 @@ from zlib import crc32
 
 import numpy as np
 from distributed import Worker
+from distributed.protocol import to_serialize
 from numpy.typing import NDArray
 
 from gpuflow.cluster.messages import ChunkGroup
@@ -41,9 +42,10 @@ Boxes = Mapping[int, Sequence[Box]]
 
 
 class Peers:
-    """A worker's way to the others. One a worker."""
+    """A worker's way to the others, or a client's to the workers. One a worker."""
 
     def __init__(self, worker: Worker) -> None:
+        """worker: or what else has its `rpc` pool, its `loop`, and an `address` of its own."""
         self._worker = worker
         self._shunned: dict[str, float] = {}  # address -> until when
 
@@ -92,6 +94,16 @@ class Peers:
         damaged = [(chunk, reason) for chunk, reason in answer["damaged"]]
         return Part(answer["count"], sound, sent, damaged, np.frombuffer(answer["data"], np.uint8))
 
+    def put(self, address: str, data: NDArray[np.uint8], question: dict[str, Any]) -> Sequence[Any]:
+        """Have a worker commit a chunk (see `worker_plugin.put_chunk`); what it says of it. Called from a task's thread."""
+
+        async def call() -> Any:
+            async with asyncio.timeout(_BUSY_PATIENCE_SECONDS):
+                return await self._worker.rpc(address).gf_put_chunk(data=to_serialize(data), **question)
+
+        answer: Sequence[Any] = self.run(call()).result()
+        return answer
+
 
 @dataclass(slots=True)
 class _Arrived:
@@ -109,7 +121,7 @@ class Transfer:
     """The way of a group's chunks to this worker. Used by one thread; two parts are in memory at most, of which one is computed.
 
     boxes: only these parts of each chunk are wanted, and come decoded, one behind the other.
-    nbytes, seconds: what came, and what that took, whether it was waited for or not."""
+    nbytes, seconds: what came, and what that took, whether it was waited for or not. source: who sent the chunk that was taken last."""
 
     def __init__(
         self,
@@ -130,7 +142,7 @@ class Transfer:
         self._ready: dict[int, _Arrived] = {}
         self._failed: set[str] = set()
         self._located = False
-        self.nbytes, self.seconds = 0, 0.0
+        self.nbytes, self.seconds, self.source = 0, 0.0, ""
 
     def take(self, chunk: int, name: str) -> tuple[Replica, memoryview[int]]:
         """A verified chunk; they come in the order of the transfer. When no peer has it whole: ChunkCorrupt if one has it damaged,
@@ -171,6 +183,7 @@ class Transfer:
             if replica is not None and replica.generation >= self._least[chunk]:
                 nbytes, checksum = arrived.sent
                 if len(arrived.data) == nbytes and (not nbytes or digest(arrived.data.data) == checksum):
+                    self.source = arrived.address
                     return replica, arrived.data.data
                 arrived.damage = "its bytes changed on the way"
                 self._fails(arrived.address)

@@ -21,11 +21,13 @@ from distributed import Scheduler, SchedulerPlugin, Status
 from distributed.scheduler import TaskState, WorkerState
 
 from gpuflow import __version__
+from gpuflow.cluster import foreign
 from gpuflow.cluster.claims import Claims
 from gpuflow.cluster.fleet import WorkerView
+from gpuflow.cluster.foreign import foreign_groups
 from gpuflow.cluster.inventory import Inventory
 from gpuflow.cluster.members import Members
-from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred
+from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred, packed_column
 from gpuflow.cluster.recall import Recall
 from gpuflow.cluster.routing import LOCAL, Release, Router, Waiting
 from gpuflow.cluster.tasks import array_of, compute_seconds, group_of, is_chunk_task, work_of
@@ -69,12 +71,14 @@ class GpuflowPlugin(SchedulerPlugin):
         self.idle_seconds: dict[str, float] = defaultdict(float)  # run -> thread-seconds without work while it had tasks parked
         self._tasks: Counter[str] = Counter()  # run -> its tasks that Dask knows
         self._cursors: dict[str, int] = {}  # node -> sequence number up to which its manifest was read
+        self._epoch = 0  # of the cursors: what was asked for before they went back to 0 says nothing about them
         self._recall = Recall(scheduler)
         self._claims = Claims()
         self.transferred: tuple[float, ...] = (0, 0, 0.0)  # between workers, by all runs
         self._seen: dict[str, WorkerView] = {}  # by worker address
         self._idle_since: tuple[float, int, set[str]] | None = None
         self._timer: Any = None  # of the next look
+        self._freeing: Any = None  # timer of the next look for users' tasks that no node can do
         self._soon = False  # whether that is as soon as the event loop gets to it
         if self.routing == "strict":
             logger.warning(
@@ -92,6 +96,7 @@ class GpuflowPlugin(SchedulerPlugin):
     def _break(self, where: str, error: Exception) -> None:
         logger.error("gpuflow scheduler plugin: %s", where, exc_info=error)
         self.broken = f"{type(error).__name__} in {where}: {error}"
+        self._kick(_LOOK_AGAIN_SECONDS)  # users' own tasks must not wait for ours
 
     # -- Dask's hooks ---------------------------------------------------------------------------------------------------------
 
@@ -105,9 +110,17 @@ class GpuflowPlugin(SchedulerPlugin):
             group = group_of(scheduler.tasks[key].run_spec)
             if group is None:
                 raise TypeError(f"chunk task {key} holds no ChunkGroup")
-            self.groups[key] = group
-            self._tasks[group.run] += 1
-            self._restrict(key)
+            self._enter(key, group)
+        if self.routing == "late" and not self.broken:
+            others = (key for key in tasks if not is_chunk_task(key) and key not in self.groups)
+            for key, group in foreign_groups(scheduler, others).items():
+                if self._holders(group):
+                    self._enter(key, group)
+
+    def _enter(self, key: Any, group: ChunkGroup) -> None:
+        self.groups[key] = group
+        self._tasks[group.run] += 1
+        self._restrict(key)
 
     @_guarded
     def transition(self, key: Any, start: str, finish: str, *args: Any, **kwargs: Any) -> None:
@@ -117,11 +130,7 @@ class GpuflowPlugin(SchedulerPlugin):
             return
         if finish == "forgotten":
             self.router.discard(key)
-            run = self.groups.pop(key).run
-            self._tasks[run] -= 1
-            if not self._tasks[run]:
-                del self._tasks[run]
-                self.router.ended(run)
+            self._forget_task(key)
         elif finish == "memory":
             self.router.finished(key, compute_seconds(kwargs.get("startstops") or ()))
         elif finish == "erred":
@@ -133,6 +142,16 @@ class GpuflowPlugin(SchedulerPlugin):
         if start == "processing" or finish == "no-worker":
             self._kick()
 
+    def _forget_task(self, key: Any) -> None:
+        run = self.groups.pop(key).run
+        self._tasks[run] -= 1
+        if not self._tasks[run]:
+            del self._tasks[run]
+            self.router.ended(run)
+            if run.startswith(foreign.RUN):
+                self.idle_seconds.pop(run, None)
+                self.reasons[foreign.RUN].update(self.reasons.pop(run, {}))
+
     @_guarded
     def add_worker(self, scheduler: Scheduler, worker: str) -> None:
         answer = scheduler.workers[worker].extra.get("gpuflow")
@@ -142,10 +161,9 @@ class GpuflowPlugin(SchedulerPlugin):
             logger.error("worker %s may not join: %s", worker, self.members.refused[worker])
             scheduler.loop.add_callback(self._send_away, worker)
             return
-        if self.members.has_moved(worker):
-            self._cursors.pop(self.members.nodes[worker].node, None)
-            self.inventory.forget(self.members.nodes[worker].node)
-        scheduler.loop.add_callback(self._sync_and_kick, worker)
+        orphaned = self.members.has_moved(worker) and self._forget_node(self.members.nodes[worker].node)
+        for other in self.members.nodes if orphaned else [worker]:
+            scheduler.loop.add_callback(self._sync_and_kick, other)
 
     def _send_away(self, worker: str) -> None:
         if worker in self.scheduler.stream_comms:
@@ -155,7 +173,7 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         self._seen.pop(worker, None)
-        if self.members.leave(worker):
+        if self.members.leave(worker, time.monotonic()):
             self._rehome()
         self._kick()
 
@@ -216,7 +234,26 @@ class GpuflowPlugin(SchedulerPlugin):
     def _park(self, key: Any) -> None:
         if self.routing == "late":
             group = self.groups[key]
-            self.router.park(Waiting(key, group.run, self._holders(group), group.nbytes, work_of(group), group.movable))
+            holders = self._holders(group)
+            self.router.park(Waiting(key, group.run, holders, group.nbytes, work_of(group), group.movable))
+            stranded = foreign.is_foreign(group) and not holders & self.members.workers_of.keys()
+            if stranded and self._freeing is None:
+                self._freeing = self.scheduler.loop.call_later(foreign.GRACE_SECONDS, self._free_stranded)
+
+    @_guarded
+    def _free_stranded(self) -> None:
+        """Users' tasks whose chunks no live node has may run anywhere: nobody else would end their waiting."""
+        self._freeing = None
+        self._free([key for key in self._stranded() if foreign.is_foreign(self.groups[key])])
+
+    def _free(self, keys: list[Any]) -> None:
+        """Leave parked tasks to Dask."""
+        keys = [key for key in keys if self._is_parked(key)]
+        for key in keys:
+            self.router.discard(key)
+            self._forget_task(key)
+            self.scheduler.tasks[key].worker_restrictions = set()
+        self.scheduler.transitions(dict.fromkeys(keys, "processing"), stimulus_id=f"gpuflow-free-{time.time()}")
 
     def _stuck(self) -> list[Any]:
         """Strict mode's tasks that no worker may take."""
@@ -242,6 +279,8 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def _release(self) -> None:
         self._timer = None
+        if self.broken:
+            self._free([key for key, group in self.groups.items() if foreign.is_foreign(group)])
         released = [] if self.broken else [release for release in self.router.release(self._views()) if self._pin(release)]
         self._count_idle()
         if released:
@@ -250,9 +289,13 @@ class GpuflowPlugin(SchedulerPlugin):
         if self._idle_since is not None or self.router.stalled:
             self._kick(_LOOK_AGAIN_SECONDS)
 
+    def _is_parked(self, key: Any) -> bool:
+        task = self.scheduler.tasks.get(key)
+        return task is not None and task.state == "no-worker"
+
     def _pin(self, release: Release) -> bool:
         task = self.scheduler.tasks.get(release.key)
-        if task is None or task.state != "no-worker":
+        if task is None or not self._is_parked(release.key):
             self.router.discard(release.key)
             return False
         group = self.groups[release.key]
@@ -316,11 +359,31 @@ class GpuflowPlugin(SchedulerPlugin):
         if worker not in self.members.nodes:
             raise OSError(f"worker {worker} has left")
         node = self.members.nodes[worker].node
+        epoch = self._epoch
         report = await self.scheduler.rpc(worker).gf_changes(since=self._cursors.get(node, 0))
         for dataset, array, chunks, generations in report["arrays"]:
             columns = (np.frombuffer(column, np.uint32) for column in (chunks, generations))
             self.inventory.report(node, (dataset, array), *columns)
-        self._cursors[node] = max(self._cursors.get(node, 0), report["newest"])
+        if epoch == self._epoch:
+            self._cursors[node] = max(self._cursors.get(node, 0), report["newest"])
+
+    def _forget_node(self, node: str) -> bool:
+        """What the node reported. Whether the others have to report anew what they have, since it alone had the newest of something."""
+        self._cursors.pop(node, None)
+        if not self.inventory.forget(node):
+            return False
+        self._cursors.clear()
+        self._epoch += 1
+        return True
+
+    def _give_up(self) -> bool:
+        """Forget nodes that have been gone for long: older generations that others have of their chunks are then the newest that live.
+        Whether there were such."""
+        gone = self.members.given_up(time.monotonic())
+        for node in gone:
+            logger.warning("node %s is gone: what others have of its chunks counts until it is back", node)
+            self._forget_node(node)
+        return bool(gone)
 
     def _rehome(self) -> None:
         """Parked tasks whose holders are now known otherwise go to the queue where they belong."""
@@ -358,6 +421,7 @@ class GpuflowPlugin(SchedulerPlugin):
 
     async def handle_sync(self) -> None:
         """Read what every node committed since it was last asked: another cluster may have used the same roots."""
+        self._give_up()
         synced = set()
         for address, info in list(self.members.nodes.items()):
             if info.node in synced:
@@ -369,9 +433,13 @@ class GpuflowPlugin(SchedulerPlugin):
                 logger.info("worker %s did not report its chunks", address)
         self._rehome()
 
-    async def handle_drop(self, dataset: str) -> None:
-        """A dataset was removed from the nodes."""
-        self.inventory.drop(dataset)
+    async def handle_drop(self, dataset: str, array: str | None = None) -> None:
+        """A dataset, or an array of it, was removed from the nodes."""
+        self.inventory.drop(dataset, array)
+
+    async def handle_wrote(self, node: str, commits: list[Any]) -> None:
+        """A client committed chunks to a node's store that is on its machine."""
+        self.handle_delta("", node, commits, (0, 0, 0.0))
 
     async def handle_info(self) -> Mapping[str, Any]:
         """Version, mode, and the nodes with their workers."""
@@ -388,11 +456,11 @@ class GpuflowPlugin(SchedulerPlugin):
             "refused": dict(self.members.refused),
         }
 
-    async def handle_locate(self, dataset: str, array: str, chunks: list[int]) -> list[list[str]]:
-        """Addresses of live workers on nodes that hold each of `chunks`."""
-        addresses: dict[str, list[str]] = defaultdict(list)
+    async def handle_locate(self, dataset: str, array: str, chunks: list[int], named: bool = False) -> list[list[Any]]:
+        """Addresses of live workers on nodes that hold each of `chunks`; named: each with its node."""
+        addresses: dict[str, list[Any]] = defaultdict(list)
         for address, info in sorted(self.members.nodes.items()):
-            addresses[info.node].append(address)
+            addresses[info.node].append((address, info.node) if named else address)
         return [
             [address for node in sorted(holders) for address in addresses[node]]
             for holders in self.inventory.holders((dataset, array), chunks)
@@ -407,8 +475,16 @@ class GpuflowPlugin(SchedulerPlugin):
         """Nodes that hold the newest generation of chunks 0 to count - 1."""
         return [sorted(holders) for holders in self.inventory.holders((dataset, array), range(count))]
 
+    async def handle_whereabouts(self, dataset: str, array: str, count: int) -> Mapping[str, Any]:
+        """What lies where of an array, in compact columns: for 10^6 chunks 2 MB."""
+        generations, holders, sets = self.inventory.columns((dataset, array), count)
+        packed = {"generations": packed_column(generations), "holders": packed_column(holders)}
+        return {**packed, "sets": [sorted(nodes) for nodes in sets]}
+
     async def handle_run(self, run: str) -> Mapping[str, Any]:
         """How a run fares: what broke, why its chunks went where, its stranded tasks."""
+        if self._stranded() and self._give_up():
+            await self.handle_sync()
         return {
             "broken": self.broken,
             "reasons": dict(self.reasons[run]),
@@ -424,9 +500,11 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.handlers["gf_sync"] = plugin.handle_sync
     scheduler.handlers["gf_info"] = plugin.handle_info
     scheduler.handlers["gf_drop"] = plugin.handle_drop
+    scheduler.handlers["gf_wrote"] = plugin.handle_wrote
     scheduler.handlers["gf_locate"] = plugin.handle_locate
     scheduler.handlers["gf_claim"] = plugin.handle_claim
     scheduler.handlers["gf_holders"] = plugin.handle_holders
+    scheduler.handlers["gf_whereabouts"] = plugin.handle_whereabouts
     scheduler.handlers["gf_run"] = plugin.handle_run
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
     scheduler.stream_handlers["gf_lacks"] = plugin.handle_lacks

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from distributed import Worker, get_worker
 from distributed.system import MEMORY_LIMIT
 from distributed.utils import sync
+from numpy.typing import NDArray
 
 from gpuflow.cluster.messages import SHIPPED, NodeInfo, Transferred
 from gpuflow.cluster.peers import Holders, Peers
@@ -20,7 +22,9 @@ from gpuflow.cluster.serving import Serving
 from gpuflow.settings import exec_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
+from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.placing import write_chunk
 
 T = TypeVar("T")
 
@@ -50,6 +54,24 @@ class NodeRuntime:
         # As bytes: the scheduler does not deserialize what passes through it, but msgpack's bytes it has.
         reports = [(*name, chunks.tobytes(), generations.tobytes()) for name, (chunks, generations) in arrays.items()]
         return {"newest": newest, "arrays": reports}
+
+    async def put_chunk(
+        self, dataset: str, array: str, chunk: int, data: NDArray[np.uint8], copy: Sequence[Any] | None
+    ) -> tuple[Any, ...]:
+        """Commit a chunk that somebody wrote, as the next generation, or as the copy of that which another node has. Its replica, from the
+        generation on."""
+
+        def commit() -> Replica:
+            stored = data.tobytes()
+            if copy is None:
+                return write_chunk(self.store, dataset, array, chunk, stored)
+            replica = Replica(dataset, array, chunk, *copy)
+            self.store.adopt(replica, stored)
+            return replica
+
+        replica = await asyncio.to_thread(commit)
+        self.announce([(dataset, array, [chunk], [replica.generation])])
+        return astuple(replica)[3:]
 
     # -- asked of others --------------------------------------------------------------------------------------------------------
 
@@ -83,6 +105,10 @@ class NodeRuntime:
         message = {"op": "gf_lacks", "node": self.store.node_id, "dataset": dataset, "array": array, "chunks": list(chunks)}
         self.worker.loop.add_callback(self.worker.batched_send, message)
 
+    def ask(self, operation: str, **kwargs: Any) -> Any:
+        """Call one of the plugin's handlers on the scheduler."""
+        return self._wait(getattr(self.worker.scheduler, operation), **kwargs)
+
     def _wait(self, call: Callable[..., Any], **kwargs: Any) -> Any:
         async def bounded() -> Any:
             return await asyncio.wait_for(call(**kwargs), _LOCATE_SECONDS)
@@ -114,5 +140,6 @@ def install(worker: Worker, root: Path, name: str | None = None) -> NodeRuntime:
     runtime = worker.gpuflow = NodeRuntime(worker, store)
     worker.startup_information["gpuflow"] = runtime.info
     worker.handlers["gf_changes"] = runtime.changes
+    worker.handlers["gf_put_chunk"] = runtime.put_chunk
     worker.handlers["gf_get_chunks"] = runtime.serving.get_chunks
     return runtime

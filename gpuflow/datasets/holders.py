@@ -25,6 +25,10 @@ class HolderSets:
     def __getitem__(self, number: int) -> frozenset[str]:
         return self._sets[number]
 
+    def names(self, node: str) -> bool:
+        """Whether some set has `node` in it."""
+        return any(node in nodes for nodes in self._sets)
+
     def number(self, nodes: frozenset[str]) -> int:
         """Of the set `nodes`."""
         number = self._numbers.setdefault(nodes, len(self._sets))

@@ -38,7 +38,7 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
                 "total": array.target.grid.size,
                 "pending": len(part.pending),
                 "skipped": part.skipped,
-                "lost": part.unmade,
+                "lost": len(part.unmade),
             },
             "chunk_nbytes": array.source.chunk_nbytes,
             "read_nbytes": part.pending_nbytes,

@@ -1,15 +1,19 @@
-"""A progress bar on the terminal, for whatever counts chunks."""
+"""A progress bar on the terminal or in a notebook, for whatever counts chunks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 class ProgressBar:
-    """One bar a pass, on stderr; nothing where stderr is no terminal. Use it in a `with` block."""
+    """One bar a pass, on stderr; nothing where that is neither a terminal nor a notebook. Use it in a `with` block."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
@@ -20,7 +24,7 @@ class ProgressBar:
             TextColumn("chunks"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._progress = Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
         self._task: TaskID | None = None
 
     def begin(self, title: str, chunks: int) -> None:
@@ -38,3 +42,13 @@ class ProgressBar:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._progress.stop()
+
+
+@contextmanager
+def shown(progress: Any) -> Iterator[Any]:
+    """What a call of the library counts its chunks with: `progress`; by default a bar in a notebook that can show one, else nothing."""
+    if progress is None and Console().is_jupyter and find_spec("ipywidgets"):
+        with ProgressBar(Console()) as bar:
+            yield bar
+    else:
+        yield progress

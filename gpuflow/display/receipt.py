@@ -21,13 +21,14 @@ def receipt_view(receipt: Mapping[str, Any]) -> RenderableType:
     table = Table(title=f"{receipt['pipeline']}  run {receipt['run_id']}", title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in _rows(receipt):
+    for name, value in receipt_rows(receipt):
         table.add_row(name, value)
     notes = [Text(f"note: {note}") for note in receipt["notes"]]
     return Group(table, *notes, *_failures(receipt["failures"]))
 
 
-def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
+def receipt_rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names and values, in rich's markup."""
     chunks, nbytes, locality, seconds = (receipt[name] for name in ("chunks", "bytes", "locality", "seconds"))
     counts = ", ".join(f"{chunks[name]} {name}" for name in ("done", "skipped", "failed"))
     stages = ("read", "decode", "compute", "encode", "commit", "transfer", "wait")

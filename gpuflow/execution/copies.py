@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.repair import copies_to_make
-from gpuflow.datasets.survey import survey
+from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ClusterError, NotFound
 from gpuflow.execution.lane import Lane
 from gpuflow.execution.pace import at_rate
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import Batch, Progress, Silent
+from gpuflow.execution.tally import Failure
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
+
+_ROUNDS = 5
+_COPY_PATIENCE_SECONDS = 10.0  # for a node that is to have a copy: its worker may be started again; else another one gets it
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ def replicate(
     connection.ask("gf_sync")
     record = catalog.find(connection, name)
     run = Run(connection, record, progress or Silent())
-    work = _missing(run, wanted, rate=rate)
+    work = _missing(run, record, _found(run), wanted, rate=rate)
     kept = {"min": wanted, "max": max(wanted, record.replicas["max"])}
     if kept != dict(record.replicas):
         catalog.publish(connection, record.next(replicas=kept))
@@ -77,7 +81,7 @@ def drain(connection: Connection, node: str, *, rate: float | None = None, progr
         check_nodes(connection, record, leaving=1)
     for name, record in records.items():
         began, run = time.monotonic(), Run(connection, record, progress or Silent())
-        work = _missing(run, record.replicas["min"], frozenset([node]), rate)
+        work = _missing(run, record, _found(run), record.replicas["min"], frozenset([node]), rate)
         run.submit("copy", work)
         receipts.append(_receipt(run, f"{name}: away from {node}", name, work, began))
     return receipts
@@ -93,21 +97,47 @@ def check_nodes(connection: Connection, record: DatasetRecord, leaving: int = 0)
         )
 
 
-def refresh(run: Run, record: DatasetRecord) -> None:
-    """At the end of a run that changed chunks of `record`: as many copies of them as it is to have. The run has not ended before.
+def keep_up(run: Run, record: DatasetRecord, pending: Callable[[Survey], Sequence[Batch]]) -> None:
+    """At the end of a run that made chunks of `record`: as many copies of them as it is to have. It has ended when one look at all nodes
+    shows all of them.
 
-    Until then the copies of a chunk that was changed in place are of the generation before, from which a run that goes on after a crash
-    makes it again, should the node be lost that had the new one."""
-    if record.replicas["min"] > 1 and not run.stopped:
-        copying = Run(run.connection, record, run.progress, run.patience_seconds, run.run_id)
-        copying.submit("copy", _missing(copying, record.replicas["min"]))
-        outcome, tally = run.outcome, copying.outcome.tally
-        outcome.tally.read += tally.read
-        outcome.tally.remote_chunks += tally.remote_chunks
-        outcome.tally.shipped += tally.shipped
-        outcome.tally.shipped_why.update(tally.shipped_why)
-        outcome.tally.failures += tally.failures
-        outcome.interrupted |= copying.outcome.interrupted
+    pending: which of the run's chunks are not made, as far as one look shows: a node that goes away takes with it what it alone had, and
+    that is made again from the generation before, or from the source. ClusterError when there is no end of nodes that go away."""
+    if record.replicas["min"] < 2:
+        return
+    names = list({run.source.name, record.name})
+    for _ in range(_ROUNDS):
+        if run.outcome.interrupted:
+            return
+        found = survey(run.connection, names, lambda path: True)
+        again = pending(found)
+        if again:
+            run.outcome.tally.failures += _aside(run, run.source, "again", again)
+            continue
+        copies = _missing(run, record, found, record.replicas["min"])
+        if not copies:
+            return
+        failures = _aside(run, record, "copy", copies)
+        there = run.connection.nodes()
+        if any(failure.node in there for failure in failures):
+            run.outcome.tally.failures += failures
+            return
+        check_nodes(run.connection, record)
+    raise ClusterError(f"nodes go away while {record.name!r} is copied", "run again when they are back")
+
+
+def _aside(run: Run, source: DatasetRecord, title: str, work: Sequence[Batch]) -> list[Failure]:
+    """Do it within `run`; what it read and shipped counts there, but its chunks do not. What failed."""
+    patience_seconds = min(run.patience_seconds, _COPY_PATIENCE_SECONDS)
+    aside = Run(run.connection, source, run.progress, patience_seconds, run.run_id)
+    aside.submit(title, work)
+    tally, other = run.outcome.tally, aside.outcome.tally
+    tally.read += other.read
+    tally.remote_chunks += other.remote_chunks
+    tally.shipped += other.shipped
+    tally.shipped_why.update(other.shipped_why)
+    run.outcome.interrupted |= aside.outcome.interrupted
+    return other.failures
 
 
 def copy_anew(run: Run, damaged: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
@@ -121,19 +151,29 @@ def copy_anew(run: Run, damaged: Mapping[str, Mapping[str, Sequence[int]]]) -> N
     run.submit("copy", work)
 
 
-def _missing(run: Run, wanted: int, leaving: Set[str] = frozenset(), rate: float | None = None) -> list[Batch]:
-    """Work for the copies that are missing. What no node has is recorded as lost."""
-    record, connection = run.source, run.connection
-    found = survey(connection, [record.name], lambda path: True)
-    free, threads = connection.each_node(_free_nbytes), run.threads()
-    work = []
+def _found(run: Run) -> Survey:
+    """What there is of the run's dataset. What no node has is recorded as lost."""
+    record = run.source
+    found = survey(run.connection, [record.name], lambda path: True)
     for path, metadata in record.metadata.items():
         table = found.table(record.name, path, metadata.grid.size)
         if record.state == "ready":
             run.record_lost(path, (~table.present).nonzero()[0].tolist(), table.nodes)
+    return found
+
+
+def _missing(
+    run: Run, record: DatasetRecord, found: Survey, wanted: int, leaving: Set[str] = frozenset(), rate: float | None = None
+) -> list[Batch]:
+    """Work for the copies that are missing of `record`."""
+    threads, copying = run.threads(), replace(run, source=record)
+    free = run.connection.each_node(_free_nbytes)
+    work = []
+    for path, metadata in record.metadata.items():
+        table = found.table(record.name, path, metadata.grid.size)
         for node, chunks in copies_to_make(table, wanted, free, leaving).items():
             job = CopyJob((record,), rate=rate / threads.get(node, 1) if rate else None)
-            work += run.pinned(job, path, {node: chunks}, table)
+            work += copying.pinned(job, path, {node: chunks}, table)
     return work
 
 

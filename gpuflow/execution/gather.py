@@ -17,8 +17,10 @@ from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.errors import ChunkLost, GpuflowError
 from gpuflow.execution.evaluate import Boxes
 from gpuflow.execution.lane import Lane
+from gpuflow.grid import Box as GridBox
+from gpuflow.grid import Grid
 from gpuflow.pipelines.flow import Flow
-from gpuflow.pipelines.pulls import inputs_digest, overlap, pulls_of
+from gpuflow.pipelines.pulls import Pull, inputs_digest, overlap, pulls_of
 from gpuflow.steps.base import ArraySpec, Region
 from gpuflow.storage.blocks import Box, decode_chunk, read_block
 from gpuflow.storage.buffers import ALIGNMENT
@@ -32,14 +34,14 @@ GATHERED = "gathered"
 
 @dataclass
 class _Part:
-    """One chunk of the source: for which chunks it is wanted, which box of it, and where that goes."""
+    """One chunk of the source: which boxes of it are wanted, and where they go."""
 
-    wanted: list[tuple[int, Box, Block]] = field(default_factory=list)
+    wanted: list[tuple[Box, Block]] = field(default_factory=list)
 
     @cached_property
     def boxes(self) -> list[Box]:
         """Those that are not within others."""
-        distinct = {tuple((axis.start, axis.stop) for axis in box): box for _, box, _ in self.wanted}
+        distinct = {tuple((axis.start, axis.stop) for axis in box): box for box, _ in self.wanted}
         boxes = list(distinct.values())
         return [one for one in boxes if not any(other is not one and _within(one, other) for other in boxes)]
 
@@ -49,52 +51,52 @@ def _within(one: Box, other: Box) -> bool:
 
 
 class Gathering:
-    """What the chunks of a group are computed from, in the memory of the lane's slot."""
+    """What the chunks of a group are computed from, in the memory of the lane's slot. Neighbours have one box together."""
 
     def __init__(
-        self, lane: Lane, source: DatasetRecord, flow: Flow, specs: Sequence[ArraySpec], regions: Mapping[int, Region]
+        self, lane: Lane, source: DatasetRecord, flow: Flow, specs: Sequence[ArraySpec], grid: Grid, chunks: Sequence[int]
     ) -> None:
-        """regions: the part of the flow's result that each chunk of the group is."""
-        self._lane, self._source = lane, source
+        """grid: of the flow's result; chunks: of it, those that are wanted."""
+        self._lane, self._source, self._flow, self._specs, self._grid = lane, source, flow, specs, grid
+        self._sources = {path: source.array(path) for path in flow.paths}
         self._boxes: dict[int, dict[str, tuple[Region, Block]]] = {}
         self._parts: dict[str, dict[int, _Part]] = {}
-        self._digests: dict[tuple[str, int], np.void] = {}
-        self._failed: dict[int, Exception] = {}
-        sources = {path: source.array(path) for path in flow.paths}
-        self._pulls = {chunk: pulls_of(flow, specs, sources, region) for chunk, region in regions.items()}
-        self._place()
+        self._digests = {path: np.zeros(metadata.grid.size, "V16") for path, metadata in self._sources.items()}
+        self._failed: dict[tuple[str, int], Exception] = {}
+        self._place(grid.boxes(chunks))
         for path, parts in self._parts.items():
             self._fill(path, parts)
 
     def take(self, chunk: int) -> tuple[Boxes, bytes]:
         """What `chunk` is computed from, and the digest of that. Raises what went wrong with any of it."""
-        if chunk in self._failed:
-            raise self._failed[chunk]
-        digests = [np.array([self._digests[one.path, number] for number in one.chunks.tolist()]) for one in self._pulls[chunk]]
-        return self._boxes[chunk], inputs_digest(digests)
-
-    def _place(self) -> None:
-        """Memory for every box, and which part of which chunk goes where."""
-        shapes = {
-            (chunk, one.path): tuple(axis.stop - axis.start for axis in one.box)
-            for chunk, pulls in self._pulls.items()
-            for one in pulls
-        }
-        dtypes = {path: self._source.array(path).dtype for _, path in shapes}
-        sizes = {key: _aligned(prod(shape) * np.dtype(dtypes[key[1]]).itemsize) for key, shape in shapes.items()}
-        memory, position = self._lane.slot.gathered.bytes(sum(sizes.values())), 0
-        for chunk, pulls in self._pulls.items():
-            boxes = self._boxes[chunk] = {}
+        pulls = pulls_of(self._flow, self._specs, self._sources, self._grid.region(chunk))
+        if self._failed:
             for one in pulls:
-                key, dtype = (chunk, one.path), np.dtype(dtypes[one.path])
-                nbytes = prod(shapes[key]) * dtype.itemsize
-                block = memory[position : position + nbytes].view(dtype).reshape(shapes[key])
-                position += sizes[key]
-                boxes[one.path] = one.box, block
-                grid, parts = self._source.array(one.path).grid, self._parts.setdefault(one.path, {})
                 for number in one.chunks.tolist():
-                    in_chunk, in_box = overlap(grid, number, one.box)
-                    parts.setdefault(number, _Part()).wanted.append((chunk, in_chunk, block[in_box]))
+                    if (one.path, number) in self._failed:
+                        raise self._failed[one.path, number]
+        return self._boxes[chunk], inputs_digest([self._digests[one.path][one.chunks] for one in pulls])
+
+    def _place(self, groups: Sequence[GridBox]) -> None:
+        """Memory for the box of each group of neighbours, and which part of which chunk goes where."""
+        pulls = [pulls_of(self._flow, self._specs, self._sources, self._grid.region_of(group)) for group in groups]
+        sizes = [_aligned(self._nbytes(one)) for each in pulls for one in each]
+        memory, position = self._lane.slot.gathered.bytes(sum(sizes)), 0
+        for group, each in zip(groups, pulls, strict=True):
+            boxes: dict[str, tuple[Region, Block]] = {}
+            for one in each:
+                dtype, nbytes = np.dtype(self._sources[one.path].dtype), self._nbytes(one)
+                block = memory[position : position + nbytes].view(dtype).reshape(_shape(one.box))
+                position += _aligned(nbytes)
+                boxes[one.path] = one.box, block
+                parts = self._parts.setdefault(one.path, {})
+                for number in one.chunks.tolist():
+                    in_chunk, in_box = overlap(self._sources[one.path].grid, number, one.box)
+                    parts.setdefault(number, _Part()).wanted.append((in_chunk, block[in_box]))
+            self._boxes.update(dict.fromkeys(self._grid.chunks_of(group), boxes))
+
+    def _nbytes(self, pull: Pull) -> int:
+        return prod(_shape(pull.box)) * np.dtype(self._sources[pull.path].dtype).itemsize
 
     def _fill(self, path: str, parts: Mapping[int, _Part]) -> None:
         """All boxes with what they want of the array at `path`: what lies here while the first of the rest is on its way."""
@@ -121,13 +123,14 @@ class Gathering:
                     raise ChunkLost(self._source.chunk_name(path, number), [lane.store.node_id])
                 codec = lane.store.codec(self._source.name, path)
                 replica, block = read_block(lane.store, codec, replica, lane.slot, part.boxes)
-                for _, box, place in part.wanted:
+                for box, place in part.wanted:
                     place[...] = block[box]
         except GpuflowError as error:
-            return self._fail(part, error)
+            self._failed[path, number] = error
+            return
         lane.tally.read += replica.nbytes
         lane.tally.local_chunks += 1
-        self._digests[path, number] = np.void(replica.digest)
+        self._digests[path][number] = np.void(replica.digest)
 
     def _read_away(
         self,
@@ -156,13 +159,13 @@ class Gathering:
                 with lane.tally.timed("decode"):
                     self._put(path, parts[number], replica, data, None if boxes is None else boxes[number])
             except GpuflowError as error:
-                self._fail(parts[number], error)
+                self._failed[path, number] = error
                 continue
             lane.tally.shipped += len(data)
             lane.tally.shipped_why[GATHERED] += len(data)
             lane.tally.read += len(data)
             lane.tally.remote_chunks += 1
-            self._digests[path, number] = np.void(replica.digest)
+            self._digests[path][number] = np.void(replica.digest)
         transfer.close()
         lane.runtime.announce([], (len(numbers), transfer.nbytes, transfer.seconds))
 
@@ -171,7 +174,7 @@ class Gathering:
         if boxes is None:
             codec = self._lane.store.codec(self._source.name, path)
             block = decode_chunk(codec, self._lane.store, replica, data, self._lane.slot)
-            for _, box, place in part.wanted:
+            for box, place in part.wanted:
                 place[...] = block[box]
             return
         dtype, position, came = np.dtype(self._source.array(path).dtype), 0, []
@@ -180,19 +183,18 @@ class Gathering:
             shape = tuple(axis.stop - axis.start for axis in box)
             came.append((box, values[position : position + prod(shape)].reshape(shape)))
             position += prod(shape)
-        for _, box, place in part.wanted:
+        for box, place in part.wanted:
             around, block = next((each, block) for each, block in came if _within(box, each))
             place[...] = block[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, around, strict=True))]
-
-    def _fail(self, part: _Part, error: Exception) -> None:
-        """All chunks that `part` is wanted for cannot be made."""
-        for chunk, _, _ in part.wanted:
-            self._failed.setdefault(chunk, error)
 
 
 def _is_whole(part: _Part, extent: tuple[int, ...]) -> bool:
     """Whether all of the chunk is wanted."""
     return any(all((axis.start, axis.stop) == (0, size) for axis, size in zip(box, extent, strict=True)) for box in part.boxes)
+
+
+def _shape(box: Region) -> tuple[int, ...]:
+    return tuple(axis.stop - axis.start for axis in box)
 
 
 def _aligned(nbytes: int) -> int:

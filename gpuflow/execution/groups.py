@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from gpuflow.cluster.messages import ChunkGroup
-from gpuflow.pipelines.memory import share_size
+from gpuflow.pipelines.memory import Sharing
 
 K = TypeVar("K", bound=Hashable)
 
@@ -40,9 +40,9 @@ def by_holders(chunks: Sequence[int], keys: Sequence[K], slots: Mapping[K, int],
 
 class Cutter:
     """The tasks of one `group` of chunks with the same holders, however many; `slots` threads are there for them, of the `threads` of the
-    cluster. together: most chunks of a task where those of one share what they read, so that few large tasks read less."""
+    cluster. together: where the chunks of a task share what they read."""
 
-    def __init__(self, group: ChunkGroup, slots: int, threads: int = 1, together: int | None = None) -> None:
+    def __init__(self, group: ChunkGroup, slots: int, threads: int = 1, together: Sharing | None = None) -> None:
         self._group, self._slots, self._next, self._together = group, slots, 0, together
         self._least_seconds = max(LEAST_SECONDS, _SCHEDULER_SECONDS * threads)
         self._most_seconds = max(MOST_SECONDS, self._least_seconds)
@@ -66,8 +66,8 @@ class Cutter:
             size = max(self._left // (_PARTS * self._slots), min(round(least), fair))
             yield self._cut(self._bounded(min(size, round(most))))
 
-    def _shares(self, most: int) -> Iterator[ChunkGroup]:
-        size = share_size(self._left, self._slots, most)
+    def _shares(self, sharing: Sharing) -> Iterator[ChunkGroup]:
+        size = sharing.size(self._left, self._slots)
         while self._left:
             yield self._cut(size)
 

@@ -235,8 +235,8 @@ class GatherJob:
         grid = target.metadata.grid
         specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
-            regions = {number: grid.region(number) for number in lane.group.chunks if not is_done(number)}
-            lane.shared = Gathering(lane, self.records[0], self.flow, specs, regions)
+            wanted = [number for number in lane.group.chunks if not is_done(number)]
+            lane.shared = Gathering(lane, self.records[0], self.flow, specs, grid, wanted)
         boxes, found = lane.shared.take(chunk)
         if found != inputs[chunk]:
             raise SourceChanged(self.records[0].name)
@@ -277,8 +277,7 @@ class GatherStatisticsJob:
         """Of one part, placed in the kept axes of the whole."""
         specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
-            regions = {number: self.grid.region(number) for number in lane.group.chunks}
-            lane.shared = Gathering(lane, self.records[0], self.flow, specs, regions)
+            lane.shared = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks)
         boxes, _ = lane.shared.take(chunk)
         region, keep = self.grid.region(chunk), self.request.keep
         set_place(lane, lane.codec.metadata, region, self.flow.applied)

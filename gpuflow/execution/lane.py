@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import pairwise
 from typing import Any, Protocol
 
 from gpuflow.cluster.keeping import Keeper
@@ -22,7 +23,7 @@ from gpuflow.execution.tally import Failure, Tally
 from gpuflow.steps.fuse import Kernel
 from gpuflow.storage.buffers import Slot
 from gpuflow.storage.codecs import ArrayCodec
-from gpuflow.storage.disk import digest
+from gpuflow.storage.disk import digest, read_ahead
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
@@ -172,6 +173,16 @@ class Lane:
         self.tally.read += replica.nbytes
         self.tally.local_chunks += 1
         return replica, data
+
+    def read_ahead(self, chunk: int) -> None:
+        """While this chunk is read, have the disk go on to the next of the group."""
+        following = self._following.get(chunk)
+        if following is not None and self.holds(following):
+            read_ahead(f"{self._folder}/{self.codec.metadata.key(following)}")
+
+    @cached_property
+    def _following(self) -> dict[int, int]:
+        return dict(pairwise(self.group.chunks))
 
     def _read_anew(self, chunk: int) -> tuple[Replica, bytes]:
         """Of a chunk that is no longer what it was when the group began."""

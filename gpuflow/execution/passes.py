@@ -17,6 +17,7 @@ from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Job
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
 from gpuflow.execution.tally import Failure
+from gpuflow.pipelines.memory import Sharing
 from gpuflow.pipelines.plan import ChunkPlan
 from gpuflow.storage.record import DatasetRecord
 
@@ -82,16 +83,15 @@ class Run:
         grouped = by_holders(chunks, keys, slots, whole)
         return [Batch(self._group(array, part, table, newest, movable=movable), job, busy, whole) for _, part, busy in grouped]
 
-    def gathered(self, job: Job, dataset: str, array: str, part: ChunkPlan, most: int) -> list[Batch]:
-        """The pending chunks of `array` of `dataset`, which are computed from several, each where most of these lie. most: chunks of a
-        task."""
+    def gathered(self, job: Job, dataset: str, array: str, part: ChunkPlan, together: Sharing) -> list[Batch]:
+        """The pending chunks of `array` of `dataset`, which are computed from several, each where most of these lie. together: how they
+        are cut into tasks."""
         gathers, threads = part.gathers, self.threads()
         assert gathers is not None, array
         whole = sum(threads.values())
-        places = {chunk: place for place, chunk in enumerate(part.pending)}
         batches = []
         for home, chunks, busy in by_holders(part.pending, gathers.homes, threads, whole):
-            rows = [places[chunk] for chunk in chunks]
+            mine = gathers.at(part.pending, chunks)
             group = ChunkGroup(
                 run=self.run_id,
                 dataset=dataset,
@@ -99,12 +99,12 @@ class Run:
                 chunks=tuple(chunks),
                 generations=(0,) * len(chunks),
                 newest=tuple(part.newest[chunk] for chunk in chunks),
-                nbytes=sum(gathers.local_nbytes[row] for row in rows),
-                work=sum(gathers.nbytes[row] for row in rows),
+                nbytes=sum(mine.local_nbytes),
+                work=sum(mine.nbytes),
                 homes=(home,),
-                inputs=tuple(gathers.inputs[row] for row in rows),
+                inputs=tuple(mine.inputs),
             )
-            batches.append(Batch(group, job, busy, whole, most))
+            batches.append(Batch(group, job, busy, whole, together))
         return batches
 
     def pinned(self, job: Job, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable) -> list[Batch]:

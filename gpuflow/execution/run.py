@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from gpuflow.backends.select import select_backend
@@ -20,7 +21,7 @@ from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
-from gpuflow.execution.copies import check_nodes, refresh
+from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.counted import bound_of
 from gpuflow.execution.jobs import CarryJob, GatherJob, MapJob
 from gpuflow.execution.lane import Job
@@ -32,7 +33,7 @@ from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
-from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
+from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.record import DatasetRecord
@@ -83,7 +84,7 @@ def _run(
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
     record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
     run.submit("map", work)
-    refresh(run, record)
+    keep_up(run, record, partial(_still_to_do, run, plan, record))
     complete = record.state != "ready" and not run.stopped
     _, sent = together(
         lambda: complete and catalog.publish(connection, record.next(state="ready")),
@@ -178,13 +179,29 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
     job: Job
     if array.gathered:
         gather = GatherJob(records, array.flow, part.made_by, durable, select_backend(plan.spec.run.backend))
-        return run.gathered(gather, plan.target, array.path, part, chunks_of_a_task(array, room))
+        return run.gathered(gather, plan.target, array.path, part, sharing(array, room))
     if array.carried:
         job = CarryJob(records, plan.target, part.made_by, durable)
     else:
         backend = select_backend(plan.spec.run.backend)
         job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable, backend)
     return run.batches(job, array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
+
+
+def _still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey) -> list[Batch]:
+    """The tasks for chunks that have not failed and that no node has any more."""
+    failed, work = {failure.chunk for failure in run.outcome.tally.failures}, list[Batch]()
+    room = gather_nbytes(rooms(run.connection))
+    for part in plan_all_chunks(found, plan):
+        array, of = part.array, record if part.array.gathered else plan.source
+        present = found.table(plan.target, array.path, array.target.grid.size).present
+        missing = [chunk for chunk in part.unmade if not present[chunk]]
+        for path, numbers in part.lost.items() if missing else ():
+            lost = [number for number in numbers if array.gathered or number in missing]
+            run.record_lost(path, [one for one in lost if plan.source.chunk_name(path, one) not in failed], found.nodes)
+        left = [chunk for chunk in part.pending if of.chunk_name(array.path, chunk) not in failed]
+        work += _work(run, plan, part.only(left), record, room)
+    return work
 
 
 def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence[ChunkPlan], sent: int) -> Receipt:

@@ -32,6 +32,8 @@ class ScrubJob:
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Verify one chunk. ChunkCorrupt or ChunkLost says what is wrong with it."""
+        if not self.rate:
+            lane.read_ahead(chunk)
         with at_rate(self.rate) as moved:
             replica, _ = lane.read(chunk)
             moved.append(replica.nbytes)

@@ -26,7 +26,7 @@ from gpuflow.execution.passes import Run
 from gpuflow.execution.submit import Batch
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Apply, Flow
-from gpuflow.pipelines.memory import chunks_of_a_task, gather_nbytes
+from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_identity
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.requests import MomentsRequest, Request, merge
@@ -99,8 +99,8 @@ def reduce_flow(run: Run, found: Survey, flow: Flow, request: Request, backend: 
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
     job: Job = GatherStatisticsJob((run.source,), flow, grid, request, backend=backend)
-    room = chunks_of_a_task(array, gather_nbytes(rooms(run.connection)))
-    return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, room), grid.size)
+    together = sharing(array, gather_nbytes(rooms(run.connection)))
+    return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size)
 
 
 def virtual_array(source: DatasetRecord, flow: Flow) -> tuple[ArrayPlan, str]:

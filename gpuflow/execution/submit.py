@@ -20,6 +20,7 @@ from gpuflow.errors import ChunkLost, ClusterError
 from gpuflow.execution.groups import Cutter, in_turn, part_of
 from gpuflow.execution.lane import GroupResult, Job, run_group
 from gpuflow.execution.tally import Failure, Tally
+from gpuflow.pipelines.memory import Sharing
 
 _LOOK_SECONDS = 0.05  # between looks at what has finished, where no end of a task gives the occasion
 _ASK_SECONDS = 1.0  # between questions to the scheduler about the run
@@ -69,7 +70,7 @@ class Batch(NamedTuple):
     job: Job
     slots: int
     threads: int = 1
-    together: int | None = None
+    together: Sharing | None = None
 
 
 class Submission:

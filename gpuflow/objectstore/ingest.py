@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.datasets import catalog, snapshots
 from gpuflow.datasets.placement import assign
-from gpuflow.errors import ConfigError, NameTaken, Problem, SourceError
-from gpuflow.execution.copies import check_nodes, refresh
+from gpuflow.datasets.survey import Survey, survey
+from gpuflow.errors import ClusterError, ConfigError, NameTaken, Problem, SourceError
+from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Lane
 from gpuflow.execution.passes import Run
@@ -101,9 +103,9 @@ def ingest_source(
     run = Run(connection, record, progress or Silent())
     made_by = fingerprint({"ingest": source.identity()})
     job = IngestJob((record,), source, made_by, link)
-    work = [batch for path in record.arrays for batch in _batches(connection, record, path, run.run_id, job, nodes)]
+    work = _work(run, job, nodes, survey(connection, [name], record.arrays.__contains__))
     run.submit("ingest", work)
-    refresh(run, record)
+    keep_up(run, record, partial(_work, run, job, nodes))
     if record.state != "ready" and not run.stopped:
         catalog.publish(connection, record.next(state="ready"))
     total = sum(metadata.grid.size for metadata in record.metadata.values())
@@ -173,24 +175,33 @@ def _linking_nodes(connection: Connection, source: Source) -> list[str]:
     return nodes
 
 
+def _work(run: Run, job: IngestJob, nodes: Sequence[str], found: Survey) -> list[Batch]:
+    """For the chunks that are not there, and have not failed. A chunk that is there, damaged, stays on its node."""
+    failed = {failure.chunk for failure in run.outcome.tally.failures}
+    workers = run.connection.nodes()
+    live = [node for node in nodes if node in workers]
+    if not live:
+        raise ClusterError(f"none of the nodes that are to hold {run.source.name!r} is there", "run again when they are back")
+    slots = {node: len(addresses) for node, addresses in workers.items()}
+    return [batch for path in run.source.arrays for batch in _batches(run, path, job, live, slots, found, failed)]
+
+
 def _batches(
-    connection: Connection, record: DatasetRecord, array: str, run_id: str, job: IngestJob, nodes: Sequence[str]
+    run: Run, array: str, job: IngestJob, nodes: Sequence[str], slots: Mapping[str, int], found: Survey, failed: Set[str]
 ) -> list[Batch]:
-    """Work for the chunks that are not there yet. A chunk that is there, damaged, stays on its node."""
-    metadata = record.array(array)
-    table = catalog.chunk_table(connection, record.name, array, metadata.grid.size)
+    record, metadata = run.source, run.source.array(array)
+    table = found.table(record.name, array, metadata.grid.size)
     recipes = [recipe(job.made_by, digest(f"{array}:{chunk}".encode())) for chunk in range(metadata.grid.size)]
     pending = [chunk for chunk, wanted in enumerate(recipes) if table.rows["recipe"][chunk].tobytes() != wanted]
+    pending = [chunk for chunk in pending if not failed or record.chunk_name(array, chunk) not in failed]
     placed = assign(metadata.grid.size, nodes)
     target = [min(table.holder_sets[chunk], default=placed[chunk]) for chunk in pending]
-    workers = connection.nodes()
-    slots = {node: len(addresses) for node, addresses in workers.items()}
     newest = table.rows["generation"].tolist()
     nbytes = metadata.chunk_nbytes or 1
     return [
         Batch(
             ChunkGroup(
-                run=run_id,
+                run=run.run_id,
                 dataset=record.name,
                 array=array,
                 chunks=tuple(chunks),

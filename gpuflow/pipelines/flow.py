@@ -96,13 +96,18 @@ class Flow:
 
     def pulls(self, specs: Sequence[ArraySpec], region: Region) -> dict[str, Region]:
         """By array that is read, the smallest box with all of it that the part `region` of the result is computed from."""
+        wanted = self.wanted(specs, region)
+        return {node.path: wanted[number] for number, node in enumerate(self.nodes) if isinstance(node, Read)}
+
+    def wanted(self, specs: Sequence[ArraySpec], region: Region) -> dict[int, Region]:
+        """The same for every node."""
         wanted: dict[int, Region] = {len(self.nodes) - 1: region}
         for number in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[number]
             if isinstance(node, Apply) and number in wanted:
                 for below, part in zip(node.of, pull(node, specs, wanted[number]), strict=True):
                     wanted[below] = _hull(wanted.get(below, part), part)
-        return {node.path: wanted[number] for number, node in enumerate(self.nodes) if isinstance(node, Read)}
+        return wanted
 
     def cut(self, specs: Sequence[ArraySpec], chunks: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Into what chunks the result is best cut. chunks: those of the arrays that are read."""

@@ -16,7 +16,7 @@ from gpuflow.pipelines.overrides import override
 from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
 from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline, StatisticsSpec
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
-from gpuflow.steps.base import Operation
+from gpuflow.steps.base import Operation, Step
 from gpuflow.steps.parameters import StepError, describe, nearest
 from gpuflow.steps.registry import find, known
 
@@ -43,20 +43,21 @@ def any_from_dict(data: Mapping[str, Any]) -> AnyPipeline:
 
 def load_pipeline(path: str | FilePath, settings: Sequence[str] = ()) -> PipelineSpec:
     """`load_any` of a pipeline that writes a dataset."""
-    return _writes(load_any(path, settings), str(path))
+    return writing(load_any(path, settings), str(path))
 
 
 def load_text(text: str, file: str | None = None, settings: Sequence[str] = ()) -> PipelineSpec:
     """`any_from_text` of a pipeline that writes a dataset."""
-    return _writes(any_from_text(text, file, settings), file)
+    return writing(any_from_text(text, file, settings), file)
 
 
 def from_dict(data: Mapping[str, Any]) -> PipelineSpec:
     """`any_from_dict` of a pipeline that writes a dataset."""
-    return _writes(any_from_dict(data), None)
+    return writing(any_from_dict(data), None)
 
 
-def _writes(pipeline: AnyPipeline, file: str | None) -> PipelineSpec:
+def writing(pipeline: AnyPipeline, file: str | None = None) -> PipelineSpec:
+    """The pipeline itself if it writes a dataset. ConfigError when it computes statistics."""
     if isinstance(pipeline, PipelineSpec):
         return pipeline
     raise ConfigError(
@@ -111,10 +112,9 @@ class _Builder:
                 self._note(f"unknown key `{key}`", (key,), _known(str(key), _SECTIONS), key=True)
         source = self._section(data, "source", SourceSpec)
         steps = self._steps(data.get("steps"))
-        run = self._section(data, "run", RunSpec) if data.get("run") is not None else RunSpec()
         if "statistics" in data:
-            return self._measuring(data, source, steps, run)
-        output = self._section(data, "output", OutputSpec)
+            return self._measuring(data, source, steps)
+        output, run = self._section(data, "output", OutputSpec), self._run(data)
         if source is not None and output is not None:
             listed = data.get("steps")
             for problem in conflicts(source, len(listed) if isinstance(listed, list | tuple) else 1 if listed else 0, output):
@@ -124,13 +124,15 @@ class _Builder:
             raise self._error()
         return PipelineSpec(source=source, steps=tuple(steps), output=output, run=run)
 
-    def _measuring(
-        self, data: Mapping[str, Any], source: SourceSpec | None, steps: Sequence[Operation], run: RunSpec | None
-    ) -> StatisticsPipeline:
+    def _run(self, data: Mapping[str, Any]) -> RunSpec | None:
+        return self._section(data, "run", RunSpec) if data.get("run") is not None else RunSpec()
+
+    def _measuring(self, data: Mapping[str, Any], source: SourceSpec | None, steps: Sequence[Operation]) -> StatisticsPipeline:
         if "output" in data:
             self._note("a pipeline has `output` or `statistics`, not both", ("output",), "write two files", key=True)
         value = {} if data["statistics"] is None else data["statistics"]
         statistics = self._section({**data, "statistics": value}, "statistics", StatisticsSpec)
+        run = self._run(data)
         if self.problems or source is None or statistics is None or run is None:
             raise self._error()
         return StatisticsPipeline(source=source, steps=tuple(steps), statistics=statistics, run=run)
@@ -170,7 +172,7 @@ class _Builder:
         kind, *others = item
         below = (*path, kind)
         try:
-            step = find(str(kind))
+            step = find(str(kind)).form_of(item[kind])
         except StepError as error:
             self._note(error.message, below, error.hint, key=True)
             return None
@@ -220,7 +222,7 @@ class _Builder:
             self._note(str(cause), where)
         elif detail["type"] == "extra_forbidden":
             self._note(
-                f"unknown key `{where[-1]}`", where, _known(str(where[-1]), _within(model, detail["loc"]).model_fields), key=True
+                f"unknown key `{where[-1]}`", where, _known(str(where[-1]), _own_first(_within(model, detail["loc"]))), key=True
             )
         elif detail["type"] == "missing":
             self._note(f"`{where[-1]}` is missing", where[:-1], f"write `{where[-1]}: ...`")
@@ -268,6 +270,11 @@ def _within(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
         kinds = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
         model = next(one for one in kinds if issubclass(one, BaseModel))
     return model
+
+
+def _own_first(model: type[BaseModel]) -> list[str]:
+    """The keys of a section or step, those that all steps have last."""
+    return sorted(model.model_fields, key=Step.model_fields.__contains__)
 
 
 def _known(word: str, known: Iterable[str]) -> str:

@@ -23,9 +23,9 @@ _SERVED, _FETCHED = 4, 2
 _PART_NBYTES = 8 * 2**20
 """Parts that a worker holds for its peers at once, and that a thread has of theirs: one under way, one in its hands. What a part may have:
 see cluster/serving.py. Chunks as large as a part are kept at once; of smaller ones a part more is in the slack."""
-_MOST_GATHERED_NBYTES, _GATHERED_SHARE = 2**30, 0.5
+_MOST_GATHERED_NBYTES, _GATHERED_SHARE = 2**31, 0.5
 """Of a task, and of what a thread may use: more would be read less often, but be lost with a worker, and leave fewer tasks to share out."""
-_SHARES_PER_SLOT = 3
+_MANY, _FEW = 16, 3
 _BOUND = 1.01
 """Compressors are given memory for their worst case, which is less than 1% above the data."""
 
@@ -89,14 +89,29 @@ def gather_nbytes(workers: Sequence[WorkerRoom]) -> int:
     return max(0, min([_MOST_GATHERED_NBYTES, *(int(room * _GATHERED_SHARE) for room in rooms)]))
 
 
-def share_size(chunks: int, slots: int, most: int) -> int:
-    """Chunks of a task where those of one task share what they read: a few tasks for each thread, of at most `most` chunks."""
-    return max(1, min(most, -(-chunks // (_SHARES_PER_SLOT * slots))))
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """How chunks that share what they read are cut into tasks: `per_slot` tasks for each thread, of at most `most` chunks."""
+
+    most: int
+    per_slot: int
+
+    def size(self, chunks: int, slots: int) -> int:
+        """Of a task, where `slots` threads are there for so many chunks."""
+        return max(1, min(self.most, -(-chunks // (self.per_slot * slots))))
 
 
-def chunks_of_a_task(array: ArrayPlan, room: int) -> int:
-    """How many chunks of an array that is gathered a task may make. room: bytes that it may gather."""
-    return max(1, room // max(1, _pulled_nbytes(array)))
+def sharing(array: ArrayPlan, room: int) -> Sharing:
+    """Of an array that is gathered. room: bytes that a task may gather. Each task reads what its chunks need: where each chunk of the
+    source is needed by many, a second task would read nearly all of it again."""
+    grid = array.target.grid
+    most = max(1, room // max(1, _pulled_nbytes(array)))
+    if not grid.size:
+        return Sharing(most, _FEW)
+    middle = grid.region(grid.ravel(tuple(count // 2 for count in grid.counts)))
+    pulls = pulls_of(array.flow, array.specs, array.sources, middle)
+    needed_by = max(len(one.chunks) * grid.size / max(1, array.sources[one.path].grid.size) for one in pulls)
+    return Sharing(most, 1 if needed_by > _MANY else _FEW)
 
 
 def need_to_gather(array: ArrayPlan, stored: Sequence[StoredSizes], workers: Sequence[WorkerRoom]) -> Need:
@@ -105,7 +120,7 @@ def need_to_gather(array: ArrayPlan, stored: Sequence[StoredSizes], workers: Seq
     grid = array.target.grid
     reads = [need_to_read(path, array.sources[path], one) for path, one in zip(array.flow.paths, stored, strict=True)]
     threads = sum(worker.threads for worker in workers)
-    chunks = share_size(grid.size, max(threads, 1), chunks_of_a_task(array, gather_nbytes(workers)))
+    chunks = sharing(array, gather_nbytes(workers)).size(grid.size, max(threads, 1))
     read = max(one.slot_nbytes for one in reads)
     computed = _evaluated_nbytes(array)
     slot = read + chunks * _pulled_nbytes(array) + computed + _encoded_nbytes(array)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.pipelines.load import any_from_dict, from_dict, load_pipeline
+from gpuflow.pipelines.shaping import Shaping
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.statistics import StatisticsPipeline
 from gpuflow.pipelines.yaml_text import dump_yaml
@@ -19,7 +20,7 @@ from gpuflow.steps.user_code import address_of
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class Pipeline(Shaping):
     """`source`: name of a dataset. `arrays`: names or fnmatch patterns; None for all. The methods fill the other fields."""
 
     source: str

@@ -282,7 +282,7 @@ class ChunkPlan:
     lost: Mapping[str, tuple[int, ...]]
     newest: Sequence[int]
     """Generation of each chunk of the output, on whatever node; 0 where there is none."""
-    unmade: int = 0
+    unmade: tuple[int, ...] = ()
     """Chunks of the output that cannot be made for what is lost."""
     gathers: Gathers | None = None
     """For an array that is gathered."""
@@ -295,7 +295,7 @@ class ChunkPlan:
     @property
     def skipped(self) -> int:
         """Chunks whose stored recipe is the wanted one."""
-        return self.array.target.grid.size - len(self.pending) - self.unmade
+        return self.array.target.grid.size - len(self.pending) - len(self.unmade)
 
     @property
     def pending_nbytes(self) -> int:
@@ -303,6 +303,10 @@ class ChunkPlan:
         if self.gathers is None:
             return int(self.table.rows["nbytes"][list(self.pending)].sum())
         return sum(int(self.tables[path].rows["nbytes"][needed].sum()) for path, needed in self.gathers.needed.items())
+
+    def only(self, chunks: Sequence[int]) -> ChunkPlan:
+        """The same for some of the pending chunks."""
+        return replace(self, pending=tuple(chunks), gathers=self.gathers and self.gathers.at(self.pending, chunks))
 
     @property
     def ship_nbytes(self) -> int:
@@ -328,6 +332,14 @@ class Gathers:
     inputs: list[bytes] = field(default_factory=list)
     needed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
+    def at(self, pending: Sequence[int], chunks: Sequence[int]) -> Gathers:
+        """Of `chunks` out of the `pending` ones."""
+        places = {chunk: place for place, chunk in enumerate(pending)}
+        rows = [places[chunk] for chunk in chunks]
+        homes, inputs = [self.homes[row] for row in rows], [self.inputs[row] for row in rows]
+        nbytes, local_nbytes = [self.nbytes[row] for row in rows], [self.local_nbytes[row] for row in rows]
+        return Gathers(homes, nbytes, local_nbytes, inputs, self.needed)
+
 
 def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable | None) -> ChunkPlan:
     """Compare recipes. sources: what is there of the arrays that are read; target: of the output; None in place, where a chunk carries
@@ -344,17 +356,17 @@ def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable
     pending, lost = np.flatnonzero(source.present & ~done), np.flatnonzero(~source.present)
     newest = there.rows["generation"].tolist()
     lost_by_path = {array.flow.paths[0]: tuple(lost.tolist())}
-    return ChunkPlan(array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, len(lost))
+    return ChunkPlan(array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, tuple(lost.tolist()))
 
 
 def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable) -> ChunkPlan:
-    gathers, homes = Gathers(), Homes(sources)
+    gathers, homes = Gathers(), Homes(sources, array.target.grid.size)
     gathers.needed.update({path: np.zeros(len(table.rows), bool) for path, table in sources.items()})
-    pending, unmade = list[int](), 0
+    pending, unmade = list[int](), list[int]()
     for chunk in range(array.target.grid.size):
         pulls = pulls_of(array.flow, array.specs, array.sources, array.target.grid.region(chunk))
         if not all(sources[one.path].present[one.chunks].all() for one in pulls):
-            unmade += 1
+            unmade.append(chunk)
             continue
         inputs = inputs_digest([sources[one.path].rows["digest"][one.chunks] for one in pulls])
         if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
@@ -369,4 +381,4 @@ def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTab
             gathers.needed[one.path][one.chunks] = True
     lost = {path: tuple(np.flatnonzero(~table.present).tolist()) for path, table in sources.items()} if unmade else {}
     newest = target.rows["generation"].tolist()
-    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, unmade, gathers)
+    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, tuple(unmade), gathers)

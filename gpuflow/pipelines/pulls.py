@@ -77,10 +77,11 @@ def inputs_digest(digests: Sequence[NDArray[np.void]]) -> bytes:
 
 
 class Homes:
-    """On which node each chunk is best made: where most of the bytes lie that it is computed from, and among equals where the fewest are
-    made. What is far apart in the source costs the same everywhere: then the nodes get equal shares."""
+    """On which node each chunk is best made: where most of the bytes lie that it is computed from. Where several are as good, as for
+    chunks that need something of everything, they get equal shares, and neighbours stay together, since they read the same."""
 
-    def __init__(self, tables: Mapping[str, ChunkTable]) -> None:
+    def __init__(self, tables: Mapping[str, ChunkTable], chunks: int) -> None:
+        """chunks: how many there are to choose for, at most."""
         self._tables = tables
         self.nodes = sorted({node for table in tables.values() for node in table.nodes})
         numbers = {node: number for number, node in enumerate(self.nodes)}
@@ -91,6 +92,7 @@ class Homes:
                 members[number, [numbers[node] for node in table.sets[number]]] = 1
             self._members[path] = members
         self._given = np.zeros(len(self.nodes), np.int64)
+        self._share, self._last = -(-chunks // max(len(self.nodes), 1)), -1
 
     def choose(self, pulls: Sequence[Pull]) -> tuple[str, int]:
         """The node for the chunk that is computed from `pulls`, and the decoded bytes of it that lie there."""
@@ -100,6 +102,8 @@ class Homes:
             weights = np.bincount(self._tables[one.path].holders[one.chunks], one.nbytes, len(members))
             held += weights @ members
         good = np.flatnonzero(held >= _NEARLY * held.max())
-        best = good[np.argmin(self._given[good])]
+        best = self._last
+        if best not in good or self._given[best] >= self._share:
+            best = self._last = int(good[np.argmin(self._given[good])])
         self._given[best] += 1
         return self.nodes[best], int(held[best])

@@ -66,7 +66,7 @@ def _step(kind: str) -> Schema:
         "additionalProperties": step.takes_more,
         "required": _required(step),
     }
-    forms = [whole, *_short(step, fields)]
+    forms = [whole, *_short(step, fields), *step.further_forms]
     if not whole["required"]:
         forms.append({"type": "null"})
     return {

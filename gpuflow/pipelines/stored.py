@@ -12,9 +12,9 @@ from gpuflow.pipelines.spec import Cut
 from gpuflow.steps.base import ArraySpec
 from gpuflow.storage.inner_chunks import inner_chunks
 
-_STORED_NBYTES = 32 * 2**20
-"""Decoded size that a stored object grows to where `chunks` does not fit the source's: files large enough for any disk, and several for
-each of a worker's threads."""
+_STORED_NBYTES, _OBJECTS = 32 * 2**20, 64
+"""Decoded size that a stored object grows to where `chunks` does not fit the source's: files large enough for any disk. But of an array so
+many at least, as tasks for all threads, unless the source's are larger."""
 
 
 def cut(
@@ -28,7 +28,9 @@ def cut(
         if isinstance(chunks, str):
             return stored, stored if chunks == "whole" else inner_chunks(stored, itemsize)
         inner = _shape(path, array, chunks, "chunks")
-        return (stored if _divides(inner, stored) else _grown(inner, array.shape, itemsize)), inner
+        share = prod(array.shape) * itemsize // _OBJECTS
+        nbytes = min(_STORED_NBYTES, max(prod(stored) * itemsize, share))
+        return (stored if _divides(inner, stored) else _grown(inner, array.shape, nbytes // itemsize)), inner
     stored = _shape(path, array, shards, "shards")
     if isinstance(chunks, str):
         return stored, stored if chunks == "whole" else inner_chunks(stored, itemsize)
@@ -60,10 +62,10 @@ def _divides(inner: tuple[int, ...], stored: tuple[int, ...]) -> bool:
     return not any(size % part for size, part in zip(stored, inner, strict=True))
 
 
-def _grown(inner: tuple[int, ...], shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """A whole number of inner chunks along each axis, the first axes first, as many as a stored object may have."""
+def _grown(inner: tuple[int, ...], shape: tuple[int, ...], elements: int) -> tuple[int, ...]:
+    """A whole number of inner chunks along each axis, the first axes first, of so many elements at most."""
     stored = list(inner)
     for axis, (part, size) in enumerate(zip(inner, shape, strict=True)):
-        room = max(1, _STORED_NBYTES // max(1, prod(stored) * itemsize))
+        room = max(1, elements // max(1, prod(stored)))
         stored[axis] = part * max(1, min(room, -(-size // part)))
     return tuple(stored)

@@ -32,7 +32,11 @@ class Tables:
         for number, step in enumerate(steps):
             where = f"steps[{number}].{step.kind}"
             if isinstance(step, Step):
-                for path in list(self._flows):
+                chosen = [path for path in self._flows if step.is_for(path)]
+                if not chosen and not self._failed:
+                    known = ", ".join(self._flows)
+                    self._note("", f"there is no array {list(step.only or ())} here", f"{where}.only", f"there are {known}")
+                for path in chosen:
                     self._step(step, path, where)
             elif isinstance(step, Join):
                 self._join(step, where)

@@ -24,7 +24,7 @@ from gpuflow.steps.parameters import describe, suggestion
 from gpuflow.steps.user_code import Source, find_source, load_function
 
 _ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_OWN = ("function", "returns", "params", "texts", "digest")
+_OWN = ("function", "returns", "params", "texts", "digest", "only")
 _FORM = "write it as (xp, block, **parameters), or (torch, block, **parameters) for tensors"
 _PROBE = 4
 """Elements along each axis of the block of ones that a function is tried on."""
@@ -66,7 +66,7 @@ class Apply(Step, frozen=True):
             signature = Signature.of(address, source)
         except StepError as error:
             raise _problem(error.message, "function", error.hint) from None
-        own = {name: data[name] for name in ("function", "returns") if name in data}
+        own = {name: data[name] for name in ("function", "returns", "only") if name in data}
         given = {name: value for name, value in data.items() if name not in _OWN} | json.loads(data.get("params", "{}"))
         return {**own, "params": signature.checked(given), "texts": source.texts, "digest": source.digest}
 
@@ -94,7 +94,8 @@ class Apply(Step, frozen=True):
 
     def to_yaml_value(self) -> dict[str, Any]:
         value = {"function": self.function, **json.loads(self.params)}
-        return value | ({} if self.returns is None else {"returns": self.returns})
+        given = {"returns": self.returns, "only": None if self.only is None else list(self.only)}
+        return value | {name: one for name, one in given.items() if one is not None}
 
     def to_record_value(self) -> dict[str, Any]:
         return {**self.to_yaml_value(), "texts": [list(pair) for pair in self.texts], "digest": self.digest}

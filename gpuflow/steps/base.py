@@ -8,14 +8,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, PlainValidator
 
 from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.requests import MomentsRequest, Request
-from gpuflow.steps.parameters import StepError, plain
+from gpuflow.steps.parameters import StepError, patterns, plain
 
 __all__ = [
     "Array",
@@ -62,12 +63,19 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
     """What it does, in a sentence, for editors and messages."""
     examples: ClassVar[tuple[Any, ...]] = ()
     """What may stand after the name in YAML: for messages, and for the schema that editors use. The first is the usual one."""
+    further_forms: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """What else may stand after the name, for the schema that editors use: see `form_of`."""
     takes_more: ClassVar[bool] = False
     """Whether it takes keys that are no fields of its own."""
     runs_programs: ClassVar[bool] = False
     """Whether it runs programs, which a worker has to allow."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
+
+    @classmethod
+    def form_of(cls, value: Any) -> type[Operation]:
+        """The class that takes `value`, which stands after this one's name: another one, where the name stands for two things."""
+        return cls
 
     def to_yaml_value(self) -> dict[str, Any]:
         """The parameters that differ from their defaults, as plain data."""
@@ -83,6 +91,16 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
 class Step(Operation, frozen=True):
     """What is done to each array. The planner calls `check`, then either `resolve` (when `needs` asks for statistics) or `bind`; workers
     call `compute`."""
+
+    only: Annotated[
+        tuple[str, ...] | None,
+        PlainValidator(lambda value: None if value is None else patterns(value), json_schema_input_type=str | list[str]),
+        Field(description="Names of arrays, or fnmatch patterns: the others go on as they are."),
+    ] = None
+
+    def is_for(self, path: str) -> bool:
+        """Whether it is applied to the array called `path`."""
+        return self.only is None or any(fnmatchcase(path, pattern) for pattern in self.only)
 
     @abstractmethod
     def check(self, array: ArraySpec) -> ArraySpec:

@@ -1,4 +1,4 @@
-"""The language of the map step: elementwise arithmetic on one variable `x`.
+"""The language of the map step: elementwise arithmetic on one variable `x`, or on several arrays by their names.
 
 Text is parsed once by Python's own `ast`, checked against an allow-list and turned into a small tree of our own; nothing is
 ever evaluated by Python. Numbers stay Python numbers, so that NumPy 2 lets the array decide the dtype: float32 x times 2.5 is
@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -74,37 +75,52 @@ _COLLECTIONS = (ast.List, ast.Tuple, ast.Set, ast.Dict, ast.ListComp, ast.SetCom
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """A checked expression. text: as it was written; root: its tree."""
+    """A checked expression. text: as it was written; root: its tree; names: of its variables, in the order in which they are met."""
 
     text: str
     root: Node
+    names: tuple[str, ...] = ("x",)
 
     def evaluate(self, xp: Namespace, x: Array) -> Array:
         """The value for `x`, an array of `xp` of any shape. Same shape; may be `x` itself; a 0-d result may be a scalar."""
-        return _evaluate(self.root, xp, x)
+        return _evaluate(self.root, xp, {"x": x})
+
+    def evaluate_with(self, xp: Namespace, values: Mapping[str, Array]) -> Array:
+        """The same for an array of each name, all of one shape."""
+        return _evaluate(self.root, xp, values)
 
     def dtype_of(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """The dtype that comes out for `dtype`. StepError when the expression does not work on it."""
+        return self.dtype_with(dict.fromkeys(self.names, dtype))
+
+    def dtype_with(self, dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+        """The same for the dtype of each variable."""
         try:
             with quiet():
-                return np.dtype(np.asarray(self.evaluate(np, np.empty(0, dtype))).dtype)
+                values = {name: np.empty(0, dtype) for name, dtype in dtypes.items()}
+                return np.dtype(np.asarray(_evaluate(self.root, np, values)).dtype)
         except StepError:
             raise
         except (TypeError, ValueError, OverflowError, ArithmeticError) as error:
-            reason, hint = _why(str(error), dtype)
-            raise StepError(f"`{self.text}` does not work on {dtype} values: {reason}", hint) from None
+            given = sorted({str(dtype) for dtype in dtypes.values()})
+            reason, hint = _why(str(error), next(iter(dtypes.values())))
+            raise StepError(f"`{self.text}` does not work on {' and '.join(given)} values: {reason}", hint) from None
 
 
 @lru_cache(maxsize=256)
-def parse(text: str) -> Expression:
-    """The expression that `text` writes. StepError, with column and remedy, for anything outside the language."""
+def parse(text: str, of_arrays: bool = False) -> Expression:
+    """The expression that `text` writes, of the variable x, or of arrays by their names. StepError, with column and remedy, for anything
+    outside the language."""
     if len(text) > MAX_LENGTH:
         raise StepError(f"the expression is {len(text)} characters long; at most {MAX_LENGTH} are allowed", _SPLIT)
     tree = _python_tree(text)
-    root = _Converter().convert(tree, 1)
+    converter = _Converter(of_arrays)
+    root = converter.convert(tree, 1)
+    if isinstance(root, Constant) and of_arrays:
+        raise StepError("the expression names no array", "as in sqrt(u10**2 + v10**2)")
     if isinstance(root, Constant):
         raise StepError("the expression does not use x", "x is the value of the array, as in x * 2")
-    return Expression(" ".join(text.split()), root)
+    return Expression(" ".join(text.split()), root, tuple(converter.names))
 
 
 def _python_tree(text: str) -> ast.expr:
@@ -135,8 +151,8 @@ def _python_tree(text: str) -> ast.expr:
 class _Converter:
     """Turns Python's tree into ours, node by node, counting."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, of_arrays: bool) -> None:
+        self.count, self.names, self._of_arrays = 0, dict[str, None](), of_arrays
 
     def convert(self, node: ast.expr, depth: int) -> Node:
         self.count += 1
@@ -148,7 +164,7 @@ class _Converter:
             case ast.Constant():
                 return _literal(node)
             case ast.Name():
-                return _name(node)
+                return self._name(node)
             case ast.BinOp(left=left, op=op, right=right):
                 return self._operator(node, op, (left, right), depth)
             case ast.UnaryOp(op=op, operand=operand):
@@ -161,6 +177,14 @@ class _Converter:
             case ast.Call():
                 return self._call(node, depth)
         raise _refused(node, node)
+
+    def _name(self, node: ast.Name) -> Node:
+        if node.id in CONSTANTS and not (self._of_arrays and node.id == "e"):
+            return Constant(CONSTANTS[node.id])
+        if node.id == "x" or (self._of_arrays and node.id not in FUNCTIONS):
+            self.names[node.id] = None
+            return Variable(node.id)
+        raise _unknown_name(node)
 
     def _operator(self, node: ast.expr, op: ast.AST, operands: tuple[ast.expr, ...], depth: int) -> Node:
         if type(op) not in _SYMBOLS:
@@ -215,10 +239,10 @@ def _fold(name: str, values: list[Number]) -> Number:
     return value  # type: ignore[no-any-return]
 
 
-def _evaluate(node: Node, xp: Namespace, x: Array) -> Any:
+def _evaluate(node: Node, xp: Namespace, x: Mapping[str, Array]) -> Any:
     match node:
-        case Variable():
-            return x
+        case Variable(name):
+            return x[name]
         case Constant(value):
             return value
         case Call(name, arguments):
@@ -246,16 +270,12 @@ def _literal(node: ast.Constant) -> Constant:
     return Constant(value)
 
 
-def _name(node: ast.Name) -> Node:
-    if node.id == "x":
-        return Variable()
-    if node.id in CONSTANTS:
-        return Constant(CONSTANTS[node.id])
+def _unknown_name(node: ast.Name) -> StepError:
     if node.id in FUNCTIONS:
-        raise _refusal(node, f"`{node.id}` is a function", f"write {node.id}(...)")
+        return _refusal(node, f"`{node.id}` is a function", f"write {node.id}(...)")
     known = nearest(node.id, ["x", *CONSTANTS, *FUNCTIONS])
     hint = f"did you mean `{known}`?" if known else "the value of the array is called x"
-    raise _refusal(node, f"unknown name `{node.id[:40]}`", hint)
+    return _refusal(node, f"unknown name `{node.id[:40]}`", hint)
 
 
 def _unknown_function(node: ast.Call, name: str) -> StepError:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PlainValidator
 
 from gpuflow.backends.expression_tree import Node
-from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Region, StepError, quiet
+from gpuflow.steps.base import Array, ArraySpec, Elementwise, Namespace, Operation, Region, StepError, quiet
 from gpuflow.steps.cast import DTYPES
 from gpuflow.steps.expression import parse
-from gpuflow.steps.parameters import describe
+from gpuflow.steps.parameters import describe, nearest
 
 
 def _canonical(value: Any) -> str:
@@ -32,7 +33,23 @@ class Map(Elementwise, frozen=True):
     kind: ClassVar[str] = "map"
     about: ClassVar[str] = "Compute an expression of each value x, such as log1p(x) / 2."
     shorthand: ClassVar[tuple[str, ...]] = ("expression",)
-    examples: ClassVar[tuple[Any, ...]] = ("log1p(x) / 2", "where(x > 0, sqrt(x), 0)")
+    examples: ClassVar[tuple[Any, ...]] = ("log1p(x) / 2", "where(x > 0, sqrt(x), 0)", {"wind": "sqrt(u10**2 + v10**2)"})
+    further_forms: ClassVar[tuple[dict[str, Any], ...]] = (
+        {
+            "type": "object",
+            "additionalProperties": {"type": "string", "description": "An expression of arrays, by their names."},
+            "minProperties": 1,
+            "description": "New arrays from several: their names, and expressions of arrays.",
+        },
+    )
+
+    @classmethod
+    def form_of(cls, value: Any) -> type[Operation]:
+        """`{wind: "sqrt(u10**2 + v10**2)"}` makes new arrays of several."""
+        from gpuflow.steps.derive import Derive  # which is built on this one's language
+
+        named = isinstance(value, Mapping) and value and not nearest("expression", map(str, value))
+        return Derive if named else cls
 
     expression: Annotated[ExpressionText, Field(description="Elementwise NumPy functions and operators of the value x.")]
 

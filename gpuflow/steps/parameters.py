@@ -83,6 +83,14 @@ def numbers(value: Any) -> Any:
     return items
 
 
+def patterns(value: Any) -> tuple[str, ...]:
+    """Names of arrays, or fnmatch patterns: one, or a list."""
+    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ValueError(f"must be the name of an array, or a list of names, not {describe(value)}")
+    return names
+
+
 def plain(value: Any) -> Any:
     """Tuples as lists, all the way down: what JSON and YAML write."""
     if isinstance(value, Mapping):

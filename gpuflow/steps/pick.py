@@ -10,14 +10,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PlainValidator
 
 from gpuflow.steps.base import Operation
-from gpuflow.steps.parameters import describe
-
-
-def _patterns(value: Any) -> tuple[str, ...]:
-    names = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list | tuple) else ()
-    if not names or not all(isinstance(name, str) and name for name in names):
-        raise ValueError(f"must be the name of an array, or a list of names, not {describe(value)}")
-    return names
+from gpuflow.steps.parameters import patterns
 
 
 class Pick(Operation, frozen=True):
@@ -27,7 +20,7 @@ class Pick(Operation, frozen=True):
 
     arrays: Annotated[
         tuple[str, ...],
-        PlainValidator(_patterns, json_schema_input_type=str | list[str]),
+        PlainValidator(patterns, json_schema_input_type=str | list[str]),
         Field(description="Names of arrays, or fnmatch patterns."),
     ]
 

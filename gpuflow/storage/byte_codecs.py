@@ -17,6 +17,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from gpuflow.storage.zstd_frames import content_nbytes as zstd_content_nbytes
+from gpuflow.storage.zstd_frames import is_checked as zstd_is_checked
 
 Bytes = NDArray[np.uint8]
 
@@ -48,12 +49,22 @@ class ByteCodec(Protocol):
         """The most bytes that `encode` makes of `nbytes`."""
         ...
 
+    def is_checked(self, data: Bytes) -> bool:
+        """Whether encoded bytes carry a checksum that decoding compares."""
+        ...
+
 
 class _Framed:
     """A codec of numcodecs. content_nbytes: how large the content of a frame is; None where the frame does not tell."""
 
-    def __init__(self, codec: Any, content_nbytes: Callable[[Bytes], int | None], bound: Callable[[int], int]) -> None:
-        self._codec, self._content_nbytes, self.bound = codec, content_nbytes, bound
+    def __init__(
+        self,
+        codec: Any,
+        content_nbytes: Callable[[Bytes], int | None],
+        bound: Callable[[int], int],
+        is_checked: Callable[[Bytes], bool] = lambda data: False,
+    ) -> None:
+        self._codec, self._content_nbytes, self.bound, self.is_checked = codec, content_nbytes, bound, is_checked
 
     def encode(self, data: Bytes) -> Any:
         return self._codec.encode(data)
@@ -105,6 +116,10 @@ class _Gzip:
     def bound(self, nbytes: int) -> int:
         return nbytes + (nbytes >> 3) + (nbytes >> 6) + 64  # zlib's deflateBound, generously
 
+    def is_checked(self, data: Bytes) -> bool:
+        """RFC 1952 demands a CRC-32 of every member."""
+        return True
+
 
 class Crc32c:
     """CRC-32C after the data, little-endian (Zarr v3 `crc32c` codec)."""
@@ -128,6 +143,9 @@ class Crc32c:
 
     def bound(self, nbytes: int) -> int:
         return nbytes + _CRC_NBYTES
+
+    def is_checked(self, data: Bytes) -> bool:
+        return True
 
 
 def _crc32c(data: Bytes) -> bytes:
@@ -165,7 +183,8 @@ def _blosc(configuration: Mapping[str, Any]) -> ByteCodec:
 
 def _zstd(configuration: Mapping[str, Any]) -> ByteCodec:
     zstd = Zstd(level=configuration.get("level", 0), checksum=configuration.get("checksum", False))
-    return _Framed(zstd, zstd_content_nbytes, lambda nbytes: nbytes + (nbytes >> 8) + 128)  # ZSTD_COMPRESSBOUND, and a checksum
+    # The bound is ZSTD_COMPRESSBOUND, and a checksum.
+    return _Framed(zstd, zstd_content_nbytes, lambda nbytes: nbytes + (nbytes >> 8) + 128, zstd_is_checked)
 
 
 def _lz4(configuration: Mapping[str, Any]) -> ByteCodec:

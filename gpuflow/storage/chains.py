@@ -74,6 +74,10 @@ class Chain:
             nbytes = link.bound(nbytes)
         return tuple(reversed(found))
 
+    def is_checked(self, data: Bytes) -> bool:
+        """Whether an encoded chunk, or what is in it, carries a checksum that decoding compares: a flipped bit is then an error."""
+        return bool(self.links) and self.links[-1].is_checked(data)
+
     def view(self, data: Bytes) -> Block | None:
         """The chunk over `data`, in any byte order and order of axes; None where it has to be decompressed."""
         return self._over(self._unwrapped(data)) if self._packed is None else None

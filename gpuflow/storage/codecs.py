@@ -36,6 +36,13 @@ class ArrayCodec:
         return self._form is not None
 
     @property
+    def shard(self) -> Shard | None:
+        """How inner chunks lie in a stored object, where they can be read one by one; else None."""
+        form = self._form
+        plain = isinstance(form, _ShardForm) and not form.links and form.order == tuple(range(len(form.order)))
+        return form.shard if isinstance(form, _ShardForm) and plain else None
+
+    @property
     def chain(self) -> str:
         """The codecs by name, as in `transpose, sharding_indexed(bytes, zstd)`."""
         return chain_names(self.metadata.document["codecs"])

@@ -115,6 +115,18 @@ def read_into(path: str | Path, nbytes: int, buffer: Buffer) -> memoryview[int] 
     return memory.data[:nbytes] if position == nbytes else None
 
 
+def read_ahead(path: str | Path) -> None:
+    """Have the kernel fetch a file that will be read soon, if it is there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:  # whoever reads it says what is wrong
+        return
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(descriptor)
+
+
 def sync_data(path: str | Path) -> None:
     """Make the bytes of an existing file durable."""
     descriptor = os.open(path, os.O_RDONLY)

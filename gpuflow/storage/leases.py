@@ -37,12 +37,18 @@ def release(store: NodeStore, dataset: str, run: str) -> None:
             _write(path, held["pipeline"], {other: until for other, until in held["runs"].items() if other != run})
 
 
+def holder(store: NodeStore, dataset: str) -> str | None:
+    """A run that has it, if one has. Only looks."""
+    held = _good(store.root / "leases" / f"{dataset}.json")
+    return str(min(held["runs"])) if held else None
+
+
 @contextmanager
 def _changing(store: NodeStore, dataset: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The dataset's file and what it says that is still good, while nobody else looks."""
     folder = store.root / "leases"
     with store_errors(store.root):
-        make_directories(folder, durable=False)
+        make_directories(folder, durable=False, below=store.root)
         lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)

@@ -170,19 +170,36 @@ class NodeStore:
                         return False
                     if folder.exists():
                         os.rename(folder, moved)
+                elif not self._clear(record, folder, moved):
+                    return False
                 self._lay(record, folder)
             self.manifest.put_record(record)
         return True
 
     def _lay(self, record: DatasetRecord, folder: Path) -> None:
-        documents = {path: metadata.to_json() for path, metadata in record.metadata.items()}
-        for path, attributes in record.groups.items():
-            document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-            documents[path] = json.dumps(document, indent=2).encode()
-        for path, data in documents.items():
-            target = folder / path / "zarr.json"
+        for key, data in record.documents().items():
+            target = folder / key
             if not target.is_file() or read_file(target) != data:  # most versions of a record change nothing of it
                 write_durably(target, data, self.writer.temporary(), below=self.root / "datasets")
+
+    def _clear(self, record: DatasetRecord, folder: Path, moved: str) -> bool:
+        """Take away what this node has of the former version and `record` has no more. False while commits into such an array are under
+        way."""
+        former = self.manifest.record(record.name)
+        if former is None or former.state == "removed":
+            return True
+        gone = [path for path in former.arrays if path not in record.arrays]
+        if not all(self.manifest.forget_array(record.name, path) for path in gone):
+            return False
+        keys = former.documents().keys() - record.documents().keys()
+        for key in keys:
+            (folder / key).unlink(missing_ok=True)
+        if gone:
+            os.makedirs(moved)
+        for number, path in enumerate(gone):
+            if (folder / path).exists() and not any(other.startswith(f"{path}/") for other in record.arrays):
+                os.rename(folder / path, f"{moved}/{number}")
+        return True
 
     def _sweep(self) -> None:
         """Delete the folders of removed datasets, but for those that a commit is under way in: it sweeps when it ends."""
@@ -344,7 +361,7 @@ class NodeStore:
                 if durable:
                     folders = {os.path.dirname(target) for target in targets}
                     sync_directories(folder for folder in folders if os.path.exists(folder))
-            gone = self.manifest.finish(replicas, durable=durable)
+            gone = self.manifest.finish(replicas, durable=False)  # not waited for: until it is durable, the intent stands
         except BaseException:
             self._undo(staged)
             raise

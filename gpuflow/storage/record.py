@@ -4,6 +4,7 @@ Small, versioned, kept by every node; of two records of one name the higher vers
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,8 @@ class DatasetRecord:
     their resolved parameters, so that a resumed run applies the very same numbers.
     statistics: results that a later pipeline may reuse, by the digest of what they were computed from.
     snapshots: by tag: see datasets/snapshots.py.
-    replicas: on how many nodes each chunk lies when a run has ended, "min"; up to "max", nodes to which it is shipped keep it."""
+    replicas: on how many nodes each chunk lies when a run has ended, "min"; up to "max", nodes to which it is shipped keep it.
+    objects: what else lies in the hierarchy, by key: small, in base64."""
 
     name: str
     version: int = 1
@@ -40,6 +42,7 @@ class DatasetRecord:
     snapshots: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     replicas: Mapping[str, int] = field(default_factory=lambda: {"min": 1, "max": 1})
     created: str = ""
+    objects: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def metadata(self) -> dict[str, ArrayMetadata]:
@@ -58,6 +61,14 @@ class DatasetRecord:
         if linear >= metadata.grid.size:  # of what a step made of the array, and cut otherwise
             return f"{self.name}/{array}, part {linear} after the steps"
         return f"{self.name}/{array}/{metadata.key(linear)}"
+
+    def documents(self) -> dict[str, bytes]:
+        """All of the hierarchy but its chunks, by key: as it is laid on disk."""
+        found = {join(path, "zarr.json"): metadata.to_json() for path, metadata in self.metadata.items()}
+        for path, attributes in self.groups.items():
+            document = {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+            found[join(path, "zarr.json")] = json.dumps(document, indent=2).encode()
+        return found | {key: base64.b64decode(text) for key, text in self.objects.items()}
 
     def is_made_like(self, origin: Mapping[str, Any]) -> bool:
         """Whether `origin` is of the same source and the same work; how to do it again may be said in other words."""
@@ -84,3 +95,8 @@ class DatasetRecord:
     def from_json(cls, text: str) -> DatasetRecord:
         fields = json.loads(text)
         return cls(**{**fields, "transforms": tuple(fields["transforms"])})
+
+
+def join(path: str, name: str) -> str:
+    """Key of `name` at a path of the hierarchy, whose root is ""."""
+    return f"{path}/{name}" if path else name

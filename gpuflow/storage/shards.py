@@ -21,7 +21,8 @@ from gpuflow.storage.chains import Block, Chain, UnknownCodec, name_of, parse_ch
 
 ALIGNMENT = 16
 """Bytes to which frames are padded: what GPU decoders ask for (nvCOMP: at most 16)."""
-_ABSENT = 2**64 - 1
+ABSENT = 2**64 - 1
+"""Offset and size of an inner chunk that is not stored, being all fill value."""
 
 Part = tuple[slice, ...]
 """A box within a shard: one slice with start and stop per axis."""
@@ -60,7 +61,7 @@ class Shard:
             return None
         frames = self._frames(data)
         nbytes, first = self.inner.nbytes, int(frames[0, 0])
-        in_order = np.arange(first, first + len(frames) * nbytes, nbytes, dtype=np.uint64) if first != _ABSENT else None
+        in_order = np.arange(first, first + len(frames) * nbytes, nbytes, dtype=np.uint64) if first != ABSENT else None
         if in_order is None or not np.array_equal(frames[:, 0], in_order) or not (frames[:, 1] == nbytes).all():
             return None
         return data[first : first + len(frames) * nbytes].view(self.inner.dtype).reshape(self.shape)
@@ -72,7 +73,7 @@ class Shard:
         for number, (part, (start, nbytes)) in enumerate(zip(self._parts(place), self._frames(data).tolist(), strict=True)):
             if wanted is not None and not wanted[number]:
                 continue
-            if start == _ABSENT:
+            if start == ABSENT:
                 part[...] = self.fill_value
                 continue
             try:
@@ -108,7 +109,7 @@ class Shard:
     def encode(self, block: Block, extent: tuple[int, ...], encoded: Buffer, scratch: Buffer) -> Bytes:
         """The shard that holds `block`, in `encoded`. Inner chunks wholly outside `extent`, the valid part of it, are left out."""
         memory = encoded.bytes(self.bound)
-        frames = np.full((prod(self.counts), 2), _ABSENT, dtype=np.uint64)
+        frames = np.full((prod(self.counts), 2), ABSENT, dtype=np.uint64)
         begin = position = self._begin
         valid = self._valid(extent)
         slabs = self._raw_slabs(block, valid)
@@ -168,18 +169,25 @@ class Shard:
         return [[slice(number * part, (number + 1) * part) for number in range(count)] for count, part in parts]
 
     def _frames(self, data: Bytes) -> NDArray[np.uint64]:
-        """(offset, nbytes) of each inner chunk in C order: within the data, beside the index and one another, or both `_ABSENT`."""
+        return self.frames(data[slice(*self.index_place(len(data)))], len(data))
+
+    def index_place(self, nbytes: int) -> tuple[int, int]:
+        """From where to where the index lies in a shard of `nbytes`. CodecError when the shard is too short for it."""
+        if nbytes < self.index.bound:
+            raise CodecError(f"{nbytes} bytes, the index of a shard alone has {self.index.bound}")
+        return (0, self.index.bound) if self.at_start else (nbytes - self.index.bound, nbytes)
+
+    def frames(self, stored: Bytes, nbytes: int) -> NDArray[np.uint64]:
+        """(offset, nbytes) of each inner chunk in C order: within the shard, of `nbytes`, beside the index and one another, or both
+        `ABSENT`. stored: the index, as it lies in the shard."""
         index_nbytes = self.index.bound
-        if len(data) < index_nbytes:
-            raise CodecError(f"{len(data)} bytes, the index of a shard alone has {index_nbytes}")
-        begin, end = (index_nbytes, len(data)) if self.at_start else (0, len(data) - index_nbytes)
-        stored = data[:begin] if self.at_start else data[end:]
+        begin, end = (index_nbytes, nbytes) if self.at_start else (0, nbytes - index_nbytes)
         try:
             index: NDArray[np.uint64] = np.array(self.index.view(stored), dtype=np.uint64)
         except CodecError as error:
             raise CodecError(f"index of the shard: {error}") from error
         starts, sizes = index[:, 0], index[:, 1]
-        absent = (starts == _ABSENT) & (sizes == _ABSENT)
+        absent = (starts == ABSENT) & (sizes == ABSENT)
         lies = ~absent & ((starts < begin) | (starts > end) | (sizes > np.uint64(end) - np.minimum(starts, np.uint64(end))))
         if lies.any():
             number = int(np.argmax(lies))

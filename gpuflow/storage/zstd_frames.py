@@ -28,6 +28,11 @@ def content_nbytes(data: NDArray[np.uint8]) -> int | None:
     return total
 
 
+def is_checked(data: NDArray[np.uint8]) -> bool:
+    """Whether `data` begins with a frame that ends with a checksum of its content, which the library compares."""
+    return len(data) > 4 and data[:4].tobytes() == _MAGIC and bool(data[4] >> 2 & 1)
+
+
 def _header(head: bytes) -> tuple[int, int | None, int]:
     """(bytes of the header, Frame_Content_Size, bytes of the checksum)."""
     if len(head) < 5 or head[:4] != _MAGIC:

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from gpuflow.cluster import inventory as module
 from gpuflow.cluster.inventory import Inventory
+from gpuflow.cluster.messages import packed_column, unpacked_column
 
 ARRAYS = [("a", "x"), ("a", "y"), ("b", "x")]
 LIVE = frozenset(f"n{number}" for number in range(10))
@@ -195,3 +196,16 @@ class Columns(RuleBasedStateMachine):
 
 TestColumns = Columns.TestCase
 TestColumns.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+@given(reports)
+def test_columns_say_the_same_in_another_form(told: list[Report]) -> None:
+    inventory = Inventory()
+    for report in told:
+        tell(inventory, report)
+    for array in ARRAYS:
+        generations, holders, sets = inventory.columns(array, 50)
+        assert [sets[number] for number in holders.tolist()] == inventory.holders(array, range(50))
+        newest = [max((rows.get(chunk, 0) for _, name, rows in told if name == array), default=0) for chunk in range(50)]
+        assert generations.tolist() == newest
+        assert unpacked_column(packed_column(generations)).tolist() == newest

@@ -8,6 +8,7 @@ import logging
 import pytest
 from distributed import Status, Worker
 
+from gpuflow.cluster import members
 from gpuflow.cluster.scheduler_plugin import GpuflowPlugin
 
 from .in_process import CHUNKS, Cluster, scenario
@@ -74,6 +75,29 @@ def test_a_machine_that_was_started_again_is_no_copy_of_itself() -> None:
         assert len(cluster.plugin.members.nodes) == 2
 
     scenario(test, nodes=1)
+
+
+def test_of_a_node_that_is_gone_what_others_have_counts_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It alone had the newest generation; the run that made it goes on from the one before."""
+
+    async def test(cluster: Cluster) -> None:
+        plugin, x = cluster.plugin, ("d", "x")
+        await cluster.start("n3", [2, 5])
+        await cluster.until(lambda: "n3" in plugin._cursors)
+        plugin.handle_delta("", "n2", [("d", "x", [2], [2])], (0, 0, 0.0))
+        await cluster.workers.pop("n2").close()
+        futures = cluster.submit(3)
+        await cluster.until(lambda: cluster.states()["no-worker"] == 1)
+        assert len((await plugin.handle_run("r"))["stranded"]) == 1, "its worker may be started again"
+        monkeypatch.setattr(members, "GONE_SECONDS", 0.0)
+        assert (await plugin.handle_run("r"))["stranded"] == []
+        assert await asyncio.wait_for(cluster.client.gather(futures), 5) == ["n0", "n1", "n3"]
+        assert plugin.inventory.holders(x, [2, 5, 8]) == [{"n3"}, {"n3"}, frozenset()]
+        await cluster.start("n2", [5, 8])
+        await cluster.until(lambda: "n2" in plugin._cursors)
+        assert plugin.inventory.holders(x, [2, 5, 8]) == [{"n3"}, {"n2", "n3"}, {"n2"}]
+
+    scenario(test)
 
 
 # -- downscaling -----------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from scipy import ndimage
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
@@ -51,6 +52,70 @@ def test_inplace_standardize(three_nodes: Connection, field_zarr: Path) -> None:
     np.testing.assert_allclose(result, (values - values.mean()) / values.std(), atol=1e-4)
     assert (read_back(roots_of(three_nodes), "era5", "time") == np.arange(37) * 6).all()
     assert "raw" in catalog.find(three_nodes, "era5").snapshots
+
+
+def test_era5_normalize(three_nodes: Connection, tmp_path: Path) -> None:
+    shape, group = (40, 18, 36), zarr.create_group(tmp_path / "era5.zarr")
+    fields = {
+        name: np.random.default_rng(seed).normal(size=shape).astype("f4") * 9 for seed, name in enumerate(["t2m", "u10", "v10"])
+    }
+    dims = ["time", "latitude", "longitude"]
+    for name, values in fields.items():
+        group.create_array(name, shape=shape, chunks=(40, 6, 12), dtype="f4", dimension_names=dims)[...] = values
+    group.create_array("time", shape=(40,), chunks=(40,), dtype="i8", dimension_names=["time"])[...] = np.arange(40)
+    ingest(three_nodes, tmp_path / "era5.zarr", "era5-raw")
+
+    receipt = run_pipeline(three_nodes, load_pipeline(CONFIGS / "era5-normalize.yaml"))
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    wide = {name: values.astype("f8") for name, values in fields.items()}
+    tensor = np.stack([*wide.values(), np.sqrt(wide["u10"] ** 2 + wide["v10"] ** 2)], 1)
+    expected = (tensor - tensor.mean((0, 2, 3), keepdims=True)) / tensor.std((0, 2, 3), keepdims=True)
+    result = read_back(roots_of(three_nodes), "era5-train", "fields")
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result, expected, atol=5e-3)
+    record = catalog.find(three_nodes, "era5-train")
+    assert sorted(record.arrays) == ["fields", "time"]
+    opened = zarr.open_array(roots_of(three_nodes)[0] / "datasets/era5-train/fields", mode="r")
+    assert (opened.chunks, opened.metadata.dimension_names) == ((1, 4, 18, 36), ("time", "channel", "latitude", "longitude"))
+    again = run_pipeline(three_nodes, load_pipeline(CONFIGS / "era5-normalize.yaml")).to_dict()["chunks"]
+    assert (again["done"], again["failed"]) == (0, 0)
+
+
+def test_microscopy(three_nodes: Connection, tmp_path: Path) -> None:
+    values = (np.random.default_rng(3).gamma(2.0, 300, (12, 64, 48))).astype("uint16")
+    array = zarr.create_group(tmp_path / "v.zarr").create_array(
+        "intensity", shape=values.shape, chunks=(6, 16, 16), dtype="uint16", dimension_names=["z", "y", "x"]
+    )
+    array[...] = values
+    ingest(three_nodes, tmp_path / "v.zarr", "volume")
+
+    receipt = run_pipeline(three_nodes, load_pipeline(CONFIGS / "microscopy.yaml"))
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    even = ndimage.median_filter(values, (1, 3, 3)).astype("f4")
+    even = ndimage.gaussian_filter(even, (0.5, 1, 1), mode="nearest")
+    low, high = np.quantile(even, [0.01, 0.995])
+    result = read_back(roots_of(three_nodes), "volume-train", "intensity")
+    assert result.dtype == np.float16
+    np.testing.assert_allclose(result, np.clip((even - low) / (high - low), 0, 1), atol=0.02)  # quantiles are those of a sketch
+    assert receipt.to_dict()["bytes"]["shipped"] < values.nbytes * 2, "borders, and not chunks"
+
+
+def test_images(three_nodes: Connection, tmp_path: Path) -> None:
+    images = np.random.default_rng(4).integers(0, 256, (20, 64, 96, 3)).astype("uint8")
+    labels = np.arange(20, dtype="int16") % 5
+    group = zarr.create_group(tmp_path / "pets.zarr")
+    dims = ["sample", "y", "x", "channel"]
+    group.create_array("image", shape=images.shape, chunks=(4, 64, 96, 3), dtype="uint8", dimension_names=dims)[...] = images
+    group.create_array("label", shape=(20,), chunks=(8,), dtype="int16", dimension_names=["sample"])[...] = labels
+    ingest(three_nodes, tmp_path / "pets.zarr", "pets")
+
+    receipt = run_pipeline(three_nodes, load_pipeline(CONFIGS / "images.yaml"))
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    means = images.reshape(20, 32, 2, 32, 3, 3).mean((2, 4))[:, 2:30, 2:30].transpose(0, 3, 1, 2) / 255
+    result = read_back(roots_of(three_nodes), "pets-train", "image")
+    assert (result.shape, result.dtype) == ((20, 3, 28, 28), np.float16)
+    np.testing.assert_allclose(result, means, atol=0.004)  # Pillow rounds to whole numbers
+    assert (read_back(roots_of(three_nodes), "pets-train", "label").argmax(1) == labels).all()
 
 
 def test_statistics(three_nodes: Connection, field_zarr: Path) -> None:

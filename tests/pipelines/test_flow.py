@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from gpuflow.errors import ConfigError
 from gpuflow.execution.evaluate import Evaluation
 from gpuflow.grid import Grid
 from gpuflow.pipelines.flow import Apply, Flow
@@ -156,3 +157,65 @@ def test_parts_of_resized_images_need_the_whole_images_alone() -> None:
     assert made["a"].pulls(nodes, (slice(3, 4), slice(0, 2), slice(0, 1))) == {"a": (slice(3, 4), slice(0, 11), slice(0, 9))}
     assert nodes[-1].dtype == np.uint8
     assert whole(sources["a"])[0] == slice(0, 7)
+
+
+def test_arrays_are_computed_with_by_name() -> None:
+    sources = {"u10": values(), "v10": values(seed=1), "n": values("int16", 2)}
+    steps = [
+        {"cast": "float64"},
+        {"map": {"wind": "sqrt(u10**2 + v10**2)", "high": "where(n > 100, n, 0)"}},
+        {"drop": ["u10", "v10"]},
+    ]
+    made, specs = flows(steps, sources)
+    assert list(made) == ["n", "wind", "high"]
+    wide = {name: one.astype("float64") for name, one in sources.items()}
+    expected = {"wind": np.sqrt(wide["u10"] ** 2 + wide["v10"] ** 2), "high": np.where(wide["n"] > 100, wide["n"], 0)}
+    part = (slice(2, 5), slice(1, 9), slice(4, 9))
+    for name, whole_of in expected.items():
+        np.testing.assert_array_equal(evaluated(made[name], specs, sources), whole_of)
+        np.testing.assert_array_equal(evaluated(made[name], specs, sources, part), whole_of[part])
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"map": {"wind": "sqrt(u + w)"}}], "steps[0].map: there is no array 'w' here; known: u, v, s"),
+        ([{"map": {"wind": "u + s"}}], "steps[0].map: array 'wind' cannot be made: 's' has shape [3, 3], 'u' [7, 11, 9]"),
+        ([{"stack": ["u", "s"]}], "steps[0].stack: array 'stacked' cannot be made: 's' has shape [3, 3], 'u' [7, 11, 9]"),
+        ([{"map": {"other": "u + v"}}], "steps[0].map: the source has an array 'other' already; choose another name"),
+        ([{"drop": "*"}], "steps: no array is left; drop fewer of them"),
+        ([{"select": ["u", "qq"]}], "steps[0].select: there is no array 'qq' here; there are u, v, s"),
+        (
+            [{"crop": {"to": {"z": 3}}}, {"stack": ["u", "v"]}],
+            "steps[0].crop: cannot be applied to array 'u': crop: there is no dimension",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(steps: list[Any], message: str) -> None:
+    spec = from_dict({"source": "d", "steps": steps, "output": "e"})
+    field = ArraySpec(SHAPE, np.dtype("float32"), DIMS)
+    specs = {"u": field, "v": field, "s": ArraySpec((3, 3), np.dtype("float32"), ("y", "x"))}
+    with pytest.raises(ConfigError) as caught:
+        Tables(specs, list(specs), ["other"]).apply(spec.steps)
+    assert str(caught.value).splitlines()[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"map": {"wind": "sqrt(u"}}], "steps[0].map.wind: not a valid expression"),
+        ([{"map": {"wind": 3}}], "steps[0].map.wind: must be an expression of arrays, not the number 3"),
+        ([{"map": {"expresion": "x + 1"}}], "steps[0].map"),
+        ([{"stack": ["u"]}], "steps[0].stack.arrays: must be a list of two or more arrays"),
+        ([{"resize": {"to": {"y": 3}}}], "steps[0].resize: resize: names 1 dimensions"),
+        ([{"gaussian": {"sigma": 2}}], "steps[0].gaussian.sigma: must name dimensions, not the number 2; as in gaussian:"),
+        ([{"gaussian": {"sigma": {"y": -1}}}], "steps[0].gaussian.sigma: must be above 0"),
+        ([{"median": {"size": {"y": 0}}}], "steps[0].median.size: must be a number of values from 1 to 10000"),
+        ([{"crop": {"to": {"y": "a"}}}], "steps[0].crop.to: must be a length or [start, stop], not the text 'a'"),
+        ([{"pad": {"width": {"y": -1}}}], "steps[0].pad.width: must be a width or [before, after]"),
+    ],
+)
+def test_what_is_written_wrongly_is_refused(steps: list[Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict({"source": "d", "steps": steps, "output": "e"})
+    assert message in str(caught.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from pydantic import ValidationError
 
 from gpuflow.errors import ConfigError
-from gpuflow.pipelines.load import load_text
-from gpuflow.pipelines.pipeline import Pipeline
+from gpuflow.pipelines.load import any_from_text, from_dict, load_text
+from gpuflow.pipelines.pipeline import Pipeline, Statistics
 from gpuflow.pipelines.spec import Compressor, OutputSpec, PipelineSpec, RunSpec, SourceSpec, check_dataset_name
+from gpuflow.pipelines.yaml_text import dump_yaml
 
 from .wrong_cases import GOOD
 
@@ -51,6 +53,15 @@ def test_round_trips(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(pipeline.to_yaml(), "utf-8")
     assert Pipeline.from_yaml(tmp_path / "p.yaml").to_yaml() == pipeline.to_yaml()
     assert pickle.loads(pickle.dumps(pipeline)).spec == spec
+
+
+def test_statistics_round_trip() -> None:
+    pipeline = Pipeline("a", "t*").clip(0, 1).on(workers=2).statistics(["y", 2], where="x > 0", quantiles=[0.5], histogram=9)
+    assert any_from_text(pipeline.to_yaml()) == pipeline.spec
+    assert Statistics.from_spec(pipeline.spec).spec == pipeline.spec
+    assert Statistics.from_spec(pipeline.spec).to_yaml() == pipeline.to_yaml()
+    with pytest.raises(ConfigError, match="has `output` or `statistics`, not both"):
+        _ = Pipeline("a").to("b").statistics().spec
 
 
 def test_the_yaml_reads_like_a_file() -> None:
@@ -133,3 +144,31 @@ def test_importing_it_is_light() -> None:
     code = "import sys, gpuflow.pipelines.pipeline; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert not {"zarr", "distributed", "dask", "numba", "numcodecs", "cupy", "torch"} & set(loaded)
+
+
+SHAPED = (
+    Pipeline("d")
+    .crop(y=224, time=[0, None], only="t*")
+    .pad("reflect", y=8, x=[0, 16])
+    .transpose("time", "x", "y")
+    .resize("box", y=4, x=5)
+    .gaussian({"y": 1.5}, truncate=3)
+    .median({"y": 3}, mode="nearest")
+    .minimum({"y": 3})
+    .maximum({"y": 3}, mode="constant", value=2)
+    .rolling({"time": 7})
+    .difference({"time": 1})
+    .one_hot(5, dim="kind", only=["label"])
+    .derive(wind="sqrt(u**2 + v**2)")
+    .stack("u", "v", "wind", along="variable", axis=0, name="fields")
+    .select("fields")
+    .drop("nothing*")
+)
+
+
+def test_what_shapes_arrays_is_the_same_in_yaml() -> None:
+    spec = SHAPED.to("e", chunks={"time": 1}, shards=[8, 4, 4]).spec
+    assert len(spec.steps) == len(SHAPED.steps) == 15
+    again = Pipeline.from_spec(load_text(dump_yaml(spec.to_dict())))
+    assert again.spec == spec
+    assert from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

@@ -1,0 +1,91 @@
+"""What the cards of notebooks are made of: HTML and SVG in one piece, without scripts or requests, in the light and in the dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#994455", "#997700", "#6699cc", "#bbbbbb")
+"""Colours that people with colour blindness tell apart (Paul Tol, "Colour schemes", 2021); further ones repeat."""
+MISSING = "#d00000"
+
+_STYLE = """
+.gf{font:13px/1.45 system-ui,sans-serif;color:#1b1f24;background:#fff;border:1px solid #d0d7de;border-radius:8px;padding:10px 14px;
+max-width:60em;overflow-x:auto}
+.gf h4{margin:0 0 2px;font-size:15px}.gf p{margin:2px 0;color:#57606a}
+.gf table{border-collapse:collapse;margin:6px 0}
+.gf th,.gf td{text-align:left;padding:2px 14px 2px 0;border:0;background:none;vertical-align:top;color:inherit}
+.gf th{font-weight:600;color:#57606a}.gf svg{display:block;margin:4px 0}.gf .bad{color:#d00000}
+.gf .key{margin-right:12px;white-space:nowrap}
+.gf .dot{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:4px}.gf details{margin:4px 0}
+.gf pre{white-space:pre-wrap;margin:4px 0;background:none;color:inherit}
+@media (prefers-color-scheme:dark){.gf{color:#e6edf3;background:#161b22;border-color:#30363d}.gf p,.gf th{color:#9da7b3}}
+[data-jp-theme-light="false"] .gf{color:#e6edf3;background:#161b22;border-color:#30363d}
+[data-jp-theme-light="true"] .gf{color:#1b1f24;background:#fff;border-color:#d0d7de}
+"""
+
+
+def card(title: str, *parts: str) -> str:
+    """The frame around `parts`, which are HTML. title: text."""
+    return f'<div class="gf"><style>{_STYLE}</style><h4>{escape(title)}</h4>{"".join(parts)}</div>'
+
+
+def line(text: str, *, bad: bool = False) -> str:
+    """A paragraph of text."""
+    return f'<p class="bad">{escape(text)}</p>' if bad else f"<p>{escape(text)}</p>"
+
+
+def table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    """Rows of text; without `head`, the first column names the others."""
+    lines = [f"<tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>"] if head else []
+    for first, *others in rows:
+        tag = "td" if head else "th"
+        cells = "".join(f"<td>{escape(other)}</td>" for other in others)
+        lines.append(f"<tr><{tag}>{escape(first)}</{tag}>{cells}</tr>")
+    return f"<table>{''.join(lines)}</table>"
+
+
+def folded(title: str, content: str) -> str:
+    """HTML that is shown when its title is clicked."""
+    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+
+
+def legend(colours: Mapping[str, str]) -> str:
+    """What each colour stands for."""
+    keys = (
+        f'<span class="key"><span class="dot" style="background:{colour}"></span>{escape(name)}</span>'
+        for name, colour in colours.items()
+    )
+    return f"<p>{''.join(keys)}</p>"
+
+
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each, by its place."""
+    return {name: PALETTE[number % len(PALETTE)] for number, name in enumerate(names)}
+
+
+def bar(parts: Mapping[str, float], colours: Mapping[str, str], width: int = 560) -> str:
+    """A bar cut in proportion to `parts`."""
+    total, position, rects = sum(parts.values()), 0.0, []
+    for name, value in parts.items():
+        size = value / total * width if total else 0.0
+        if size >= 0.05:
+            title = f"<title>{escape(name)}: {value / total:.1%}</title>"
+            rects.append(f'<rect x="{position:.1f}" width="{size:.1f}" height="14" fill="{colours[name]}">{title}</rect>')
+        position += size
+    return f'<svg width="{width}" height="14" role="img">{"".join(rects)}</svg>'
+
+
+def grid(rows: Sequence[Sequence[str]], colours: Mapping[str, str], cell: int = 8) -> str:
+    """Cells coloured by name: one path for each colour, so that thousands of them stay small. A name of "" leaves a hole."""
+    paths: dict[str, list[str]] = {}
+    for y, row in enumerate(rows):
+        for x, name in enumerate(row):
+            paths.setdefault(name, []).append(f"M{x * cell} {y * cell}h{cell - 1}v{cell - 1}h-{cell - 1}z")
+    width, height = cell * max(map(len, rows), default=0), cell * len(rows)
+    drawn = (
+        f'<path fill="{colours[name]}" d="{"".join(steps)}"><title>{escape(name)}</title></path>'
+        for name, steps in paths.items()
+        if name
+    )
+    return f'<svg width="{width}" height="{height}" role="img">{"".join(drawn)}</svg>'

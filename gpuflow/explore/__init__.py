@@ -1,0 +1,1 @@
+"""Looking at datasets: as zarr, xarray and dask arrays, where they lie."""

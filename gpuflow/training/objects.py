@@ -1,0 +1,186 @@
+"""Stored objects, opened to read inner chunks of them: files of this machine, or bytes that a peer sent.
+
+Every read is verified, though the digest of the manifest covers a whole object. That the file is the object which was committed: it is
+opened, then the manifest is asked whether that generation is still the one, with no commit under way; the open file stays that one,
+since commits replace files and write over none that is open. That its bytes are as they were committed: an inner chunk which carries a
+checksum (zstd as gpuflow writes it, gzip, crc32c) is verified by decoding it. An object whose inner chunks carry none is read whole at its
+first use, its digest compared, and the digest of each inner chunk noted, which later reads are compared with. The first way was chosen
+for what gpuflow writes because a batch of shuffled samples touches as many objects as it has samples."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from gpuflow.errors import ChunkCorrupt
+from gpuflow.storage.buffers import Buffer
+from gpuflow.storage.byte_codecs import Bytes, CodecError
+from gpuflow.storage.disk import digest
+from gpuflow.storage.manifest import Replica
+from gpuflow.storage.shards import ABSENT, Shard
+
+_GAP_NBYTES = 64 * 2**10
+"""Between inner chunks that are read together: skipping so little costs more than reading it."""
+_RUN_NBYTES = 4 * 2**20  # read at once, so that buffers stay small
+
+Frame = tuple[int, Bytes | None]
+"""Number of an inner chunk and its encoded bytes; None where it is not stored, being fill value."""
+
+
+class StoredObject:
+    """A shard that can be read in parts. Thread-safe. node: who has it, for messages; read_at: bytes from one offset to another, in a
+    buffer or not. CodecError when its index is not one."""
+
+    def __init__(
+        self,
+        name: str,
+        node: str,
+        replica: Replica,
+        shard: Shard,
+        read_at: Callable[[int, int, Buffer], Bytes],
+        *,
+        verified: bool,
+        held_nbytes: int = 0,
+    ) -> None:
+        """verified: whether all its bytes are already. held_nbytes: of memory that it holds."""
+        self.name, self.node, self.held_nbytes = name, node, held_nbytes
+        self._replica, self._read_at, self._chain = replica, read_at, shard.inner
+        self._sums: NDArray[np.uint64] | None = None
+        self._verified, self._lock = verified, threading.Lock()
+        place = shard.index_place(replica.nbytes)
+        index = read_at(*place, Buffer())
+        self.frames = shard.frames(index, replica.nbytes)
+
+    def read(self, numbers: Sequence[int], buffer: Buffer, whole: Buffer) -> Iterator[Frame]:
+        """The inner chunks `numbers`, verified or to be verified by decoding them, in the order in which they lie; neighbours with one
+        read. The bytes are in `buffer` until the next one is asked for; `whole` is for the object, where it is verified. ChunkCorrupt
+        when they are not those that were committed."""
+        wanted = self.frames[np.array(numbers, np.int64)]
+        stored = [(start, size, number) for (start, size), number in zip(wanted.tolist(), numbers, strict=True)]
+        yield from ((number, None) for start, _, number in stored if start == ABSENT)
+        for run in _runs(sorted(frame for frame in stored if frame[0] != ABSENT)):
+            begin = run[0][0]
+            data = self._read_at(begin, run[-1][0] + run[-1][1], buffer)
+            for start, size, number in run:
+                frame = data[start - begin : start - begin + size]
+                self._check(number, frame, whole)
+                yield number, frame
+
+    def _check(self, number: int, frame: Bytes, whole: Buffer) -> None:
+        if self._verified or (self._sums is None and self._chain.is_checked(frame)):
+            return
+        with self._lock:
+            if self._sums is None:
+                self._sums = self._verify_whole(whole)
+        if xxhash.xxh3_64_intdigest(frame.data) != int(self._sums[number]):
+            raise self.corrupt(f"inner chunk {number} is not what it was when the whole was verified")
+
+    def _verify_whole(self, buffer: Buffer) -> NDArray[np.uint64]:
+        """The digest of each inner chunk."""
+        data = self._read_at(0, self._replica.nbytes, buffer)
+        found = digest(data.data)
+        if found != self._replica.digest:
+            raise self.corrupt(f"digest {found.hex()}, committed was {self._replica.digest.hex()}")
+        sums = [
+            0 if start == ABSENT else xxhash.xxh3_64_intdigest(data[start : start + size].data)
+            for start, size in self.frames.tolist()
+        ]
+        return np.array(sums, np.uint64)
+
+    def corrupt(self, reason: str) -> ChunkCorrupt:
+        """What to raise for it."""
+        return ChunkCorrupt(self.name, self.node, reason)
+
+
+def _runs(frames: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, int, int]]]:
+    """(offset, nbytes, number) in the order of offsets, as they are to be read together."""
+    run: list[tuple[int, int, int]] = []
+    for frame in frames:
+        if run and (frame[0] - sum(run[-1][:2]) > _GAP_NBYTES or frame[0] + frame[1] - run[0][0] > _RUN_NBYTES):
+            yield run
+            run = []
+        run.append(frame)
+    if run:
+        yield run
+
+
+def open_file(path: str, nbytes: int) -> Callable[[int, int, Buffer], Bytes]:
+    """How to read parts of a file, which stays open as long as somebody may. FileNotFoundError; CodecError when it is of another size."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        found = os.fstat(descriptor).st_size
+        if found != nbytes:
+            raise CodecError(f"{found} bytes, committed were {nbytes}")
+        file = _File(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return file.read_at
+
+
+class _File:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
+
+    def read_at(self, start: int, stop: int, buffer: Buffer) -> Bytes:
+        place, position = buffer.bytes(stop - start), 0
+        while position < len(place) and (part := os.preadv(self._descriptor, [place[position:].data], start + position)):
+            position += part
+        if position < len(place):
+            raise CodecError(f"the file ends at {start + position}")
+        return place
+
+
+def held(data: Bytes) -> Callable[[int, int, Buffer], Bytes]:
+    """How to read parts of bytes in memory."""
+    return lambda start, stop, buffer: data[start:stop]
+
+
+class Opened:
+    """The objects that are open: the most recently used ones, bounded in number and in the bytes that they hold."""
+
+    def __init__(self, most: int, most_nbytes: int) -> None:
+        self._most, self._most_nbytes, self._nbytes = most, most_nbytes, 0
+        self._objects: OrderedDict[tuple[str, int], StoredObject] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[str, int]) -> StoredObject | None:
+        """If it is open."""
+        with self._lock:
+            found = self._objects.get(key)
+            if found is not None:
+                self._objects.move_to_end(key)
+            return found
+
+    def put(self, key: tuple[str, int], opened: StoredObject) -> None:
+        """Keep it; the least recently used go."""
+        with self._lock:
+            self._forget(key)
+            self._objects[key] = opened
+            self._nbytes += opened.held_nbytes
+            while len(self._objects) > 1 and (len(self._objects) > self._most or self._nbytes > self._most_nbytes):
+                self._forget(next(iter(self._objects)))
+
+    def drop(self, key: tuple[str, int]) -> None:
+        """It is not to be used again."""
+        with self._lock:
+            self._forget(key)
+
+    def clear(self) -> None:
+        """None is."""
+        with self._lock:
+            self._objects.clear()
+            self._nbytes = 0
+
+    def _forget(self, key: tuple[str, int]) -> None:
+        gone = self._objects.pop(key, None)
+        if gone is not None:
+            self._nbytes -= gone.held_nbytes
