@@ -15,11 +15,16 @@ from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import raise_for, run_pipeline
 from gpuflow.execution.submit import Progress
+from gpuflow.execution.summary import run_statistics
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
-from gpuflow.pipelines.load import load_pipeline
-from gpuflow.pipelines.pipeline import Pipeline
+from gpuflow.pipelines.load import load_any, writing
+from gpuflow.pipelines.pipeline import Pipeline, Statistics
 from gpuflow.pipelines.spec import PipelineSpec
+from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline
+
+AnyForm = Pipeline | Statistics | PipelineSpec | StatisticsPipeline | str | os.PathLike[str]
+"""A pipeline, or the path of its YAML file."""
 
 
 @contextmanager
@@ -49,7 +54,7 @@ def ingest(
 
 
 def run(
-    pipeline: Pipeline | PipelineSpec | str | os.PathLike[str],
+    pipeline: AnyForm,
     *,
     connection: Connection | None = None,
     stack: bool = False,
@@ -60,9 +65,11 @@ def run(
 
     RunFailed when chunks failed, with the receipt; the others are done, and calling it again does only what is missing. stack: apply an
     in-place pipeline on top of another. allow_exec: `exec` steps may run programs on the embedded cluster of the call."""
-    spec = as_spec(pipeline)
+    spec = as_any(pipeline)
     connected = _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec)
     with connected as cluster, shown(progress) as bar:
+        if isinstance(spec, StatisticsPipeline):
+            return ReceiptCard.of(raise_for(run_statistics(cluster, spec, progress=bar)))
         return ReceiptCard.of(raise_for(run_pipeline(cluster, spec, stack=stack, progress=bar)))
 
 
@@ -75,8 +82,13 @@ def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:
         return calibration_data(calibrate_nodes(cluster))
 
 
-def as_spec(pipeline: Pipeline | PipelineSpec | str | os.PathLike[str]) -> PipelineSpec:
+def as_any(pipeline: AnyForm) -> AnyPipeline:
     """The spec of a pipeline in whatever form. ConfigError when it is wrong."""
-    if isinstance(pipeline, PipelineSpec):
+    if isinstance(pipeline, PipelineSpec | StatisticsPipeline):
         return pipeline
-    return pipeline.spec if isinstance(pipeline, Pipeline) else load_pipeline(Path(pipeline))
+    return pipeline.spec if isinstance(pipeline, Pipeline | Statistics) else load_any(Path(pipeline))
+
+
+def as_spec(pipeline: AnyForm) -> PipelineSpec:
+    """The same of one that writes a dataset. ConfigError when it computes statistics."""
+    return writing(as_any(pipeline))

@@ -116,6 +116,10 @@ def end_with(receipt: Receipt, as_json: bool, report: Path | None) -> None:
     from gpuflow.execution.receipt import write_report
 
     data = receipt.to_dict()
+    if receipt.results and not as_json:
+        from gpuflow.display.statistics import statistics_view
+
+        show(statistics_view(receipt.results), data, as_json)
     show(receipt_view(data), data, as_json)
     if report is not None:
         write_report(receipt, report)

@@ -34,13 +34,14 @@ Settings = Annotated[
 
 def validate(file: File, settings: Settings = None, as_json: AsJson = False) -> None:
     """Check a pipeline's file, without any data: every mistake, each with its line."""
-    from gpuflow.pipelines.load import load_pipeline
+    from gpuflow.pipelines.load import load_any
+    from gpuflow.pipelines.spec import PipelineSpec
 
-    spec = load_pipeline(file, settings or ())
+    spec = load_any(file, settings or ())
     if as_json:
         show("", spec.to_dict(), as_json)
     else:
-        target = spec.output.dataset or "in place"
+        target = (spec.output.dataset or "in place") if isinstance(spec, PipelineSpec) else "statistics"
         typer.echo(f"{file}: correct: {spec.source.dataset}, {len(spec.steps)} steps, {target}")
 
 
@@ -72,9 +73,14 @@ def plan(
     from gpuflow.execution import statistics
     from gpuflow.execution.memory import check_memory
     from gpuflow.execution.run import look, plan_all_chunks, prepare
-    from gpuflow.pipelines.load import load_pipeline
+    from gpuflow.pipelines.load import load_any
+    from gpuflow.pipelines.statistics import StatisticsPipeline
 
-    spec = load_pipeline(file, settings or ())
+    spec = load_any(file, settings or ())
+    if isinstance(spec, StatisticsPipeline):
+        from gpuflow.cli.statistics import plan_statistics
+
+        return plan_statistics(spec, scheduler, nodes, root, as_json)
     chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
         found = look(where, spec)
@@ -104,13 +110,18 @@ def run(
     does only what is missing. Ctrl-C stops it cleanly."""
     from gpuflow.display.progress import ProgressBar
     from gpuflow.execution.run import run_pipeline
-    from gpuflow.pipelines.load import load_pipeline
+    from gpuflow.execution.summary import run_statistics
+    from gpuflow.pipelines.load import load_any
+    from gpuflow.pipelines.spec import PipelineSpec
     from gpuflow.settings import scheduler_address
 
-    spec = load_pipeline(file, settings or ())
+    spec = load_any(file, settings or ())
     embedded_workers = None if scheduler or scheduler_address() else workers or spec.run.workers
     chosen = device or spec.run.device
     where = cluster(scheduler, nodes, embedded_workers, chosen, root, allow_exec=allow_exec)
     with where as connection, ProgressBar() as bar:
-        receipt = run_pipeline(connection, spec, stack=stack, progress=bar)
+        if isinstance(spec, PipelineSpec):
+            receipt = run_pipeline(connection, spec, stack=stack, progress=bar)
+        else:
+            receipt = run_statistics(connection, spec, progress=bar)
     end_with(receipt, as_json, report)

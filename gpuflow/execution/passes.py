@@ -35,6 +35,8 @@ class Run:
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     outcome: Outcome = field(default_factory=Outcome)
     statistics_chunks: int = 0
+    notes: list[str] = field(default_factory=list)
+    """What its user should know, beside the counts."""
 
     @property
     def stopped(self) -> bool:

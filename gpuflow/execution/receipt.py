@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ class Receipt:
     bound: Bound | None = None
     saved_seconds: float | None = None
     notes: tuple[str, ...] = field(default=())
+    results: Mapping[str, Any] | None = None
+    """By array: the statistics that were asked for."""
 
     @property
     def status(self) -> str:
@@ -60,7 +63,10 @@ class Receipt:
                 "skipped": self.planned_skips + tally.skipped,
                 "failed": len(tally.failures),
             },
-            "statistics": {"chunks": self.statistics_chunks},
+            "statistics": {
+                "chunks": self.statistics_chunks,
+                **({"arrays": dict(self.results)} if self.results is not None else {}),
+            },
             "bytes": {"read": tally.read, "written": tally.written, "shipped": tally.shipped, "sent": self.sent},
             "locality": {
                 "local_chunks": tally.local_chunks,

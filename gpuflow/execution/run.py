@@ -18,7 +18,7 @@ from gpuflow.datasets import catalog, snapshots
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey
-from gpuflow.errors import ClusterError, ConfigError, NameTaken, Problem, RunFailed
+from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.auto import compressor_for
 from gpuflow.execution.copies import check_nodes, keep_up
@@ -27,6 +27,7 @@ from gpuflow.execution.jobs import CarryJob, GatherJob, MapJob
 from gpuflow.execution.lane import Job
 from gpuflow.execution.memory import check_memory, rooms
 from gpuflow.execution.passes import Run
+from gpuflow.execution.permission import check_permission
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
@@ -35,7 +36,6 @@ from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
-from gpuflow.steps.exec import ALLOW
 from gpuflow.storage.record import DatasetRecord
 
 
@@ -91,16 +91,6 @@ def _run(
         lambda: connection.sent_bytes(run.run_id),
     )
     return _receipt(run, plan, found, began, chunks, sent)
-
-
-def check_permission(connection: Connection, plan: Plan) -> None:
-    """ClusterError when a step runs programs and there are workers that may not."""
-    kinds = sorted({step.kind for array in plan.arrays for step in array.steps if step.runs_programs})
-    refusing = (
-        sorted({worker["node"] for worker in connection.info()["workers"].values() if not worker["allows_exec"]}) if kinds else []
-    )
-    if refusing:
-        raise ClusterError(f"`{kinds[0]}` runs programs, which workers of node {', '.join(refusing)} do not allow", ALLOW)
 
 
 def look(nodes: Nodes, spec: PipelineSpec) -> Survey:
@@ -232,6 +222,7 @@ def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence
         nodes=tuple(run.connection.nodes()),
         saved_seconds=saved_seconds(run.outcome),
         bound=bound_of(run, plan, chunks, found.calibrations, wall_seconds),
+        notes=tuple(run.notes),
     )
 
 

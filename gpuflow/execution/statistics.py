@@ -5,7 +5,7 @@ merge is a tree over chunk numbers: the result has the same bits however the chu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -39,16 +39,19 @@ Missing = tuple[ArrayPlan, int, Request, str]
 """An array, the number of its step that waits, what it asks for, and the key under which that is kept."""
 
 
-def look_up(found: Survey, plan: Plan) -> tuple[Plan, list[Missing]]:
-    """The plan with the statistics that are kept with the source, and the first that is still missing for each array."""
+def look_up(found: Survey, plan: Plan, notes: list[str] | None = None) -> tuple[Plan, list[Missing]]:
+    """The plan with the statistics that are kept with the source, and the first that is still missing for each array. notes: takes what
+    was found."""
     arrays, missing = [], []
     for array in plan.arrays:
         while (unresolved := array.first_unresolved()) is not None:
             number, request = unresolved
-            key = _key(found, plan, array, number, request)
+            key = key_of(found, plan.source, array.flow.before(number), request)
             if key not in plan.source.statistics:
                 missing.append((array, number, request, key))
                 break
+            if notes is not None:
+                notes.append(f"{array.path}: its {request.kind} are kept with {plan.source.name}, and were not computed again")
             array = _resolved(plan, array, number, request.read(plan.source.statistics[key]))
         arrays.append(array)
     return replace(plan, arrays=tuple(arrays)), missing
@@ -56,32 +59,38 @@ def look_up(found: Survey, plan: Plan) -> tuple[Plan, list[Missing]]:
 
 def resolve(run: Run, found: Survey, plan: Plan) -> Plan:
     """The plan with all its parameters filled in. When chunks fail, `run.stopped` says so, and parameters are missing."""
+    notes: list[str] | None = run.notes  # of what was there before, not of what this run has computed
     while True:
-        plan, missing = look_up(found, plan)
+        plan, missing = look_up(found, plan, notes)
         if not missing:
             return plan
         computed: dict[str, Any] = {}
         for array, number, request, key in missing:
             if key in computed:
                 continue
-            value = _of_flow(run, found, plan, array.flow.before(number), request)
+            backend = select_backend(plan.spec.run.backend)
+            value = reduce_flow(run, found, array.flow.before(number), request, backend)
             if value is None:
                 return plan
             computed[key] = value.to_dict()
-        source = catalog.find(run.connection, plan.source.name)  # as it is now: another run may have kept something too
-        source = source.next(statistics={**source.statistics, **computed})
-        catalog.publish(run.connection, source)
-        plan = replace(plan, source=source)
+        plan, notes = replace(plan, source=keep(run, computed)), None
 
 
-def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: Request) -> Any:
-    """What is asked of what `flow` makes of the source; None when chunks failed."""
-    backend = select_backend(plan.spec.run.backend)
-    tables = {path: found.table(plan.source.name, path, plan.source.array(path).grid.size) for path in flow.paths}
+def keep(run: Run, computed: Mapping[str, Any]) -> DatasetRecord:
+    """Statistics into the source's record; as it is then."""
+    source = catalog.find(run.connection, run.source.name)  # another run may have kept something too
+    source = source.next(statistics={**source.statistics, **computed})
+    catalog.publish(run.connection, source)
+    return source
+
+
+def reduce_flow(run: Run, found: Survey, flow: Flow, request: Request, backend: Backend) -> Any:
+    """What is asked of what `flow` makes of the run's source; None when chunks failed."""
+    tables = {path: found.table(run.source.name, path, run.source.array(path).grid.size) for path in flow.paths}
     if flow.is_chunkwise:
         path = flow.paths[0]
         return reduce_array(run, path, tables[path], request, flow.steps or (), backend)
-    array, made_by = virtual_array(plan.source, flow)
+    array, made_by = virtual_array(run.source, flow)
     grid = array.target.grid
     if not grid.size:
         return request.empty(tuple(grid.shape[axis] for axis in request.keep))
@@ -89,9 +98,9 @@ def _of_flow(run: Run, found: Survey, plan: Plan, flow: Flow, request: Request) 
     part = plan_chunks(array, made_by, tables, nothing)
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
-    job: Job = GatherStatisticsJob((plan.source,), flow, grid, request, True, backend, run.patience_seconds)
+    job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.patience_seconds)
     together = sharing(array, gather_nbytes(rooms(run.connection)))
-    return _reduced(run, run.gathered(job, plan.source.name, flow.paths[0], part, together), grid.size)
+    return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size)
 
 
 def virtual_array(source: DatasetRecord, flow: Flow) -> tuple[ArrayPlan, str]:
@@ -144,12 +153,11 @@ def compute_moments(connection: Connection, dataset: str, array: str, keep: tupl
     return moments
 
 
-def _key(found: Survey, plan: Plan, array: ArrayPlan, number: int, request: Request) -> str:
+def key_of(found: Survey, source: DatasetRecord, flow: Flow, request: Request) -> str:
     """Digest of what a statistic is computed from: the chunks, the steps before, the axes kept."""
-    flow = array.flow.before(number)
     digests = {}
     for path in flow.paths:
-        table = found.table(plan.source.name, path, plan.source.array(path).grid.size)
+        table = found.table(source.name, path, source.array(path).grid.size)
         digests[path] = xxhash.xxh3_128_hexdigest(table.rows["digest"].tobytes())
     if flow.is_chunkwise:
         (path, chunks), before = next(iter(digests.items())), steps_identity(flow.steps or ())

@@ -7,37 +7,62 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.pipelines.overrides import override
 from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
+from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline, StatisticsSpec
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
 from gpuflow.steps.base import Operation, Step
 from gpuflow.steps.parameters import StepError, describe, nearest
 from gpuflow.steps.registry import find, known
 
 MAX_FILE_NBYTES = 2**20
-_SECTIONS = ("source", "steps", "output", "run")
+_SECTIONS = ("source", "steps", "output", "statistics", "run")
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_pipeline(path: str | FilePath, settings: Sequence[str] = ()) -> PipelineSpec:
-    """Read a pipeline file. settings: see `override`. ConfigError lists all problems with line and column."""
-    return load_text(_read(FilePath(path)), str(path), settings)
+def load_any(path: str | FilePath, settings: Sequence[str] = ()) -> AnyPipeline:
+    """Read a pipeline file, of either kind. settings: see `override`. ConfigError lists all problems with line and column."""
+    return any_from_text(_read(FilePath(path)), str(path), settings)
 
 
-def load_text(text: str, file: str | None = None, settings: Sequence[str] = ()) -> PipelineSpec:
+def any_from_text(text: str, file: str | None = None, settings: Sequence[str] = ()) -> AnyPipeline:
     """Read a pipeline from YAML text, with the environment's variables. file: names the text in errors. settings: see `override`."""
     return _Builder(override(parse_yaml(text, file, os.environ), settings), file).build()
 
 
-def from_dict(data: Mapping[str, Any]) -> PipelineSpec:
-    """Make a pipeline from plain data, such as `PipelineSpec.to_dict` gives."""
+def any_from_dict(data: Mapping[str, Any]) -> AnyPipeline:
+    """Make a pipeline from plain data, such as `to_dict` gives."""
     return _Builder(Document(data), None).build()
+
+
+def load_pipeline(path: str | FilePath, settings: Sequence[str] = ()) -> PipelineSpec:
+    """`load_any` of a pipeline that writes a dataset."""
+    return writing(load_any(path, settings), str(path))
+
+
+def load_text(text: str, file: str | None = None, settings: Sequence[str] = ()) -> PipelineSpec:
+    """`any_from_text` of a pipeline that writes a dataset."""
+    return writing(any_from_text(text, file, settings), file)
+
+
+def from_dict(data: Mapping[str, Any]) -> PipelineSpec:
+    """`any_from_dict` of a pipeline that writes a dataset."""
+    return writing(any_from_dict(data), None)
+
+
+def writing(pipeline: AnyPipeline, file: str | None = None) -> PipelineSpec:
+    """The pipeline itself if it writes a dataset. ConfigError when it computes statistics."""
+    if isinstance(pipeline, PipelineSpec):
+        return pipeline
+    raise ConfigError(
+        [Problem("this pipeline computes statistics, and writes no dataset", "statistics", hint="write `output:`")], file
+    )
 
 
 def _read(path: FilePath) -> str:
@@ -77,7 +102,7 @@ class _Builder:
         self.folder = FilePath(file).absolute().parent if file is not None else None
         self.problems = list(document.problems)
 
-    def build(self) -> PipelineSpec:
+    def build(self) -> AnyPipeline:
         data = self.document.data
         if not isinstance(data, Mapping):
             self._note(f"a pipeline is a mapping, not {describe(data)}", (), "write source:, steps: and output:")
@@ -87,8 +112,9 @@ class _Builder:
                 self._note(f"unknown key `{key}`", (key,), _known(str(key), _SECTIONS), key=True)
         source = self._section(data, "source", SourceSpec)
         steps = self._steps(data.get("steps"))
-        output = self._section(data, "output", OutputSpec)
-        run = self._section(data, "run", RunSpec) if data.get("run") is not None else RunSpec()
+        if "statistics" in data:
+            return self._measuring(data, source, steps)
+        output, run = self._section(data, "output", OutputSpec), self._run(data)
         if source is not None and output is not None:
             listed = data.get("steps")
             for problem in conflicts(source, len(listed) if isinstance(listed, list | tuple) else 1 if listed else 0, output):
@@ -97,6 +123,19 @@ class _Builder:
         if self.problems or source is None or output is None or run is None:
             raise self._error()
         return PipelineSpec(source=source, steps=tuple(steps), output=output, run=run)
+
+    def _run(self, data: Mapping[str, Any]) -> RunSpec | None:
+        return self._section(data, "run", RunSpec) if data.get("run") is not None else RunSpec()
+
+    def _measuring(self, data: Mapping[str, Any], source: SourceSpec | None, steps: Sequence[Operation]) -> StatisticsPipeline:
+        if "output" in data:
+            self._note("a pipeline has `output` or `statistics`, not both", ("output",), "write two files", key=True)
+        value = {} if data["statistics"] is None else data["statistics"]
+        statistics = self._section({**data, "statistics": value}, "statistics", StatisticsSpec)
+        run = self._run(data)
+        if self.problems or source is None or statistics is None or run is None:
+            raise self._error()
+        return StatisticsPipeline(source=source, steps=tuple(steps), statistics=statistics, run=run)
 
     def _section(self, data: Mapping[str, Any], name: str, model: type[Model]) -> Model | None:
         value, path = data.get(name), (name,)
@@ -186,7 +225,7 @@ class _Builder:
                 f"unknown key `{where[-1]}`", where, _known(str(where[-1]), _own_first(_within(model, detail["loc"]))), key=True
             )
         elif detail["type"] == "missing":
-            self._note(f"`{where[-1]}` is missing", path, f"write `{where[-1]}: ...`")
+            self._note(f"`{where[-1]}` is missing", where[:-1], f"write `{where[-1]}: ...`")
         else:
             self._note(*_plain_words(detail, where))
 
@@ -227,9 +266,9 @@ def _plain_words(detail: Any, where: Path) -> tuple[str, Path, str]:
 def _within(model: type[BaseModel], path: Sequence[Any]) -> type[BaseModel]:
     """The section below `model` that the last part of `path` is in."""
     for part in path[:-1]:
-        below = model.model_fields[part].annotation
-        assert isinstance(below, type), path
-        model = below
+        annotation = model.model_fields[part].annotation
+        kinds = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type)]
+        model = next(one for one in kinds if issubclass(one, BaseModel))
     return model
 
 

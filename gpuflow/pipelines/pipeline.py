@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpuflow.pipelines.load import from_dict, load_pipeline
+from gpuflow.pipelines.load import any_from_dict, from_dict, load_pipeline
 from gpuflow.pipelines.shaping import Shaping
 from gpuflow.pipelines.spec import PipelineSpec
+from gpuflow.pipelines.statistics import StatisticsPipeline
 from gpuflow.pipelines.yaml_text import dump_yaml
 from gpuflow.steps.user_code import address_of
 
@@ -115,6 +116,21 @@ class Pipeline(Shaping):
         """Write over the source. snapshot: tag of a snapshot that is taken first."""
         return replace(self, output={"in_place": True, **_given(snapshot=snapshot)})
 
+    def statistics(
+        self,
+        per: Any = None,
+        *,
+        over: Any = None,
+        where: str | None = None,
+        quantiles: Sequence[float] | None = None,
+        histogram: int | Mapping[str, Any] | None = None,
+    ) -> Statistics:
+        """Count, mean, std, min, max and sum of what the steps make, in place of an output; and what else is asked for.
+
+        per: dimensions whose indices have their own; over: the other way round. where: an expression of `x`: only values for which it
+        holds count. histogram: a number of bins, or {"bins": 100, "range": [0, 1]}."""
+        return Statistics(self, _given(per=per, over=over, where=where, quantiles=quantiles, histogram=histogram))
+
     def on(self, device: str | None = None, workers: int | None = None) -> Pipeline:
         """Where to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. None: as it was."""
         return replace(self, run={**(self.run or {}), **_given(device=device, workers=workers)})
@@ -144,6 +160,32 @@ class Pipeline(Shaping):
 
     def _then(self, kind: str, **params: Any) -> Pipeline:
         return replace(self, steps=(*self.steps, {kind: _given(**params)}))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A pipeline that ends in statistics: see `Pipeline.statistics`. `gpuflow.run` gives a receipt with `results`."""
+
+    of: Pipeline
+    asked: Mapping[str, Any]
+
+    @property
+    def spec(self) -> StatisticsPipeline:
+        """The checked pipeline. ConfigError, listing everything, when it is incomplete or wrong."""
+        of = self.of
+        data = {"source": _given(dataset=of.source, arrays=of.arrays), "steps": of.steps, "statistics": dict(self.asked)}
+        pipeline = any_from_dict(data | _given(output=of.output, run=of.run))
+        assert isinstance(pipeline, StatisticsPipeline), pipeline
+        return pipeline
+
+    @classmethod
+    def from_spec(cls, spec: StatisticsPipeline) -> Statistics:
+        """The pipeline that has this spec."""
+        return cls(replace(Pipeline.from_spec(spec.mapped), output=None), spec.statistics.to_value())
+
+    def to_yaml(self) -> str:
+        """The pipeline as YAML text, in canonical form."""
+        return dump_yaml(self.spec.to_dict())
 
 
 def _given(**values: Any) -> dict[str, Any]:

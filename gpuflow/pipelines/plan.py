@@ -142,7 +142,7 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
     applied and `stack` does not ask for another on top. compressor: for a spec that leaves it to `auto`."""
     choice = (compressor or choose_compressor({})) if spec.output.compressor == "auto" else None
     name = choice.name if choice else spec.output.compressor
-    selected = _select(spec, source)
+    selected = select(spec, source)
     planned = _planned(spec, source, selected, name)
     arrays = [planned.pop(path) for path in source.metadata if path in planned] + list(planned.values())
     left_out: tuple[str, ...] = ()
@@ -160,7 +160,7 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
     return _stacked(plan, stack) if spec.output.in_place else plan
 
 
-def _select(spec: PipelineSpec, source: DatasetRecord) -> set[str]:
+def select(spec: PipelineSpec, source: DatasetRecord) -> set[str]:
     """Arrays that the steps apply to: those named, else all of two or more dimensions (others are coordinates, labels and the like)."""
     if spec.source.arrays is None:
         selected = {path for path, metadata in source.metadata.items() if len(metadata.shape) > 1} or set(source.arrays)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gpuflow.pipelines.spec import OutputSpec, RunSpec, SourceSpec
+from gpuflow.pipelines.statistics import StatisticsSpec
 from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import StepError, plain
 from gpuflow.steps.registry import find, known
@@ -37,6 +38,7 @@ def pipeline_schema() -> Schema:
             "anyOf": [{"type": "array", "items": {"anyOf": [named, bare]}}, {"type": "null"}],
         },
         "output": {**output, "description": "The new dataset that is written, or in_place: true to change the source itself."},
+        "statistics": {"anyOf": [_section(StatisticsSpec), {"type": "null"}], "description": StatisticsSpec.about},
         "run": {"anyOf": [_section(RunSpec), {"type": "null"}], "description": "On what, and how carefully, it runs."},
     }
     return {
@@ -45,7 +47,8 @@ def pipeline_schema() -> Schema:
         "description": "What is done to a Zarr dataset where its chunks lie: source, steps, output.",
         "type": "object",
         "properties": properties,
-        "required": ["source", "output"],
+        "required": ["source"],
+        "oneOf": [{"required": ["output"]}, {"required": ["statistics"]}],
         "additionalProperties": False,
     }
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,64 +32,64 @@ _FIELDS = ("count", "minimum", "maximum")
 class Quantiles:
     """Each field: one entry per index of the kept axes. `count` int64; extrema float64, infinite where there are no values.
 
-    sketches: serialized, of the finite values; b"" where there are none."""
+    sketches: serialized, of the finite values, in C order; b"" where there are none."""
 
     count: NDArray[np.int64]
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
-    sketches: NDArray[np.object_]
+    sketches: tuple[bytes, ...]
 
     @classmethod
     def empty(cls, shape: tuple[int, ...]) -> Quantiles:
         """Of no values; the neutral element of `merge`."""
-        return cls(np.zeros(shape, np.int64), np.full(shape, np.inf), np.full(shape, -np.inf), np.full(shape, b"", object))
+        return cls(np.zeros(shape, np.int64), np.full(shape, np.inf), np.full(shape, -np.inf), (b"",) * prod(shape))
 
     @classmethod
     def of(cls, block: NDArray[Any], keep: tuple[int, ...]) -> Quantiles:
         """Of `block` (any shape, real dtype) over the axes that are not in `keep` (ascending axis numbers)."""
         whole = cls.empty(tuple(block.shape[axis] for axis in keep))
-        turned = np.moveaxis(block, keep, range(len(keep)))
-        for index in np.ndindex(whole.count.shape):
+        turned, sketches = np.moveaxis(block, keep, range(len(keep))), list(whole.sketches)
+        for number, index in enumerate(np.ndindex(whole.count.shape)):
             values = turned[index].ravel().astype(np.float64)
             values = values[~np.isnan(values)]
             if values.size:
                 whole.count[index], whole.minimum[index], whole.maximum[index] = values.size, values.min(), values.max()
                 sketch = _new()
                 sketch.update(values[np.isfinite(values)])
-                whole.sketches[index] = sketch.serialize()
-        return whole
+                sketches[number] = bytes(sketch.serialize())
+        return replace(whole, sketches=tuple(sketches))
 
     def merge(self, other: Quantiles) -> Quantiles:
         """Of both sides together."""
-        sketches = np.empty(self.sketches.shape, object)
-        for index in np.ndindex(sketches.shape):
-            sketches[index] = _merged(self._sketch(index), other._sketch(index))
+        sketches = tuple(_merged(mine, theirs) for mine, theirs in zip(self.sketches, other.sketches, strict=True))
         minimum, maximum = np.minimum(self.minimum, other.minimum), np.maximum(self.maximum, other.maximum)
         return Quantiles(np.asarray(self.count + other.count), np.asarray(minimum), np.asarray(maximum), sketches)
 
     def embed(self, shape: tuple[int, ...], region: tuple[slice, ...]) -> Quantiles:
         """These placed at `region` (one slice per kept axis) of the whole kept `shape`; no values elsewhere."""
         whole = Quantiles.empty(shape)
-        for name in (*_FIELDS, "sketches"):
-            getattr(whole, name)[(*region, ...)] = getattr(
-                self, name
-            )  # without the ellipsis, () would set an object to the array
-        return whole
+        for name in _FIELDS:
+            getattr(whole, name)[region] = getattr(self, name)
+        places = np.arange(len(whole.sketches)).reshape(shape)[region].ravel().tolist()
+        sketches = list(whole.sketches)
+        for place, sketch in zip(places, self.sketches, strict=True):
+            sketches[place] = sketch
+        return replace(whole, sketches=tuple(sketches))
 
     def quantile(self, share: float) -> NDArray[np.float64]:
         """The value that `share` of the values, 0 to 1, are below; NaN where there are no values, or infinite ones."""
         found = np.full(self.count.shape, np.nan)
         usable = (self.count > 0) & np.isfinite(self.minimum) & np.isfinite(self.maximum)
-        for index in np.ndindex(found.shape):
+        for number, index in enumerate(np.ndindex(found.shape)):
             if usable[index]:
-                value = _read(self._sketch(index)).get_quantile(share)
+                value = _read(self.sketches[number]).get_quantile(share)
                 found[index] = min(max(value, self.minimum[index]), self.maximum[index])
         return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, exact."""
         fields: dict[str, Any] = {name: [_plain(value) for value in getattr(self, name).ravel().tolist()] for name in _FIELDS}
-        sketches = [base64.b64encode(one).decode() for one in self.sketches.ravel().tolist()]
+        sketches = [base64.b64encode(one).decode() for one in self.sketches]
         return {"shape": list(self.count.shape), **fields, "sketches": sketches}
 
     @classmethod
@@ -98,13 +99,7 @@ class Quantiles:
         whole = cls.empty(shape)
         for name in _FIELDS:
             getattr(whole, name)[...] = np.array([float(value) for value in data[name]]).reshape(shape)
-        for index, text in zip(np.ndindex(shape), data["sketches"], strict=True):
-            whole.sketches[index] = base64.b64decode(text)
-        return whole
-
-    def _sketch(self, index: tuple[int, ...]) -> bytes:
-        found: Any = self.sketches[index]
-        return bytes(found)
+        return replace(whole, sketches=tuple(base64.b64decode(text) for text in data["sketches"]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Quantiles) and self.to_dict() == other.to_dict()

@@ -11,7 +11,9 @@ from scipy import ndimage
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.execution.run import run_pipeline
-from gpuflow.pipelines.load import load_pipeline
+from gpuflow.execution.summary import run_statistics
+from gpuflow.pipelines.load import load_any, load_pipeline
+from gpuflow.pipelines.statistics import StatisticsPipeline
 from tests.execution.test_run import ingest, roots_of
 from tests.helpers import read_back
 
@@ -114,3 +116,48 @@ def test_images(three_nodes: Connection, tmp_path: Path) -> None:
     assert (result.shape, result.dtype) == ((20, 3, 28, 28), np.float16)
     np.testing.assert_allclose(result, means, atol=0.004)  # Pillow rounds to whole numbers
     assert (read_back(roots_of(three_nodes), "pets-train", "label").argmax(1) == labels).all()
+
+
+def test_statistics(three_nodes: Connection, field_zarr: Path) -> None:
+    ingest(three_nodes, field_zarr, "looked-at")
+    before = read_back(roots_of(three_nodes), "looked-at", "t2m").astype("float64")
+    pipeline = load_any(CONFIGS / "statistics.yaml", ["source.dataset=looked-at"])
+    assert isinstance(pipeline, StatisticsPipeline)
+    found = run_statistics(three_nodes, pipeline).to_dict()["statistics"]["arrays"]["t2m"]
+    values = before[before >= 100]
+    assert found["count"] == values.size
+    np.testing.assert_allclose([found["mean"], found["std"]], [values.mean(), values.std()], rtol=1e-6)
+    np.testing.assert_allclose(list(found["quantiles"].values()), np.quantile(values, [0.01, 0.5, 0.99]), rtol=1e-3)
+    assert run_statistics(three_nodes, pipeline).to_dict()["bytes"]["read"] == 0
+
+
+def test_exec(allowed: Connection, field_zarr: Path, tmp_path: Path) -> None:
+    ingest(allowed, field_zarr, "era5")
+    receipt = run_pipeline(allowed, load_pipeline(CONFIGS / "exec.yaml"))
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    values = zarr.open_group(field_zarr, mode="r")["t2m"][...]
+    np.testing.assert_array_equal(read_back(roots_of(allowed), "era5-checked", "t2m"), values)
+
+
+def test_apply(three_nodes: Connection, tmp_path: Path) -> None:
+    photos = np.random.default_rng(1).integers(0, 256, (6, 16, 16, 3)).astype("uint8")
+    group = zarr.create_group(tmp_path / "photos.zarr")
+    array = group.create_array("image", shape=photos.shape, chunks=(2, 16, 16, 3), dtype="uint8")
+    array[...] = photos
+    ingest(three_nodes, tmp_path / "photos.zarr", "pictures")
+    pipeline = load_pipeline(CONFIGS / "apply.yaml", ["source=pictures", "output=pictures-gray"])
+    receipt = run_pipeline(three_nodes, pipeline)
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    sharp = photos.astype("float32") / 255
+    mean = sharp.mean(axis=(1, 2), keepdims=True)
+    expected = np.clip((sharp - mean) * 1.5 + mean, 0, 1).astype("float16")
+    np.testing.assert_allclose(read_back(roots_of(three_nodes), "pictures-gray", "image"), expected, atol=1e-3)
+
+
+def test_all_are_run_by_a_test() -> None:
+    """By one here, or by name elsewhere."""
+    tests = (
+        "".join(path.read_text() for path in (CONFIGS.parent / "tests").rglob("*.py"))
+        + (CONFIGS.parent / "ci/quickstart").read_text()
+    )
+    assert [path.name for path in sorted(CONFIGS.glob("*.yaml")) if path.name not in tests] == []

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpuflow.errors import ConfigError
-from gpuflow.pipelines.load import MAX_FILE_NBYTES, from_dict, load_pipeline, load_text
+from gpuflow.pipelines.load import MAX_FILE_NBYTES, any_from_dict, any_from_text, from_dict, load_pipeline, load_text
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.yaml_text import dump_yaml, parse_yaml
 from gpuflow.steps.cast import Cast
@@ -21,9 +21,9 @@ from gpuflow.steps.clip import Clip
 from gpuflow.steps.map import Map
 from gpuflow.steps.standardize import Standardize
 
-from .wrong_cases import GOOD, MANY, MANY_PLACES, SECTIONS, STEPS, STRUCTURE, VARIABLES
+from .wrong_cases import GOOD, MANY, MANY_PLACES, SECTIONS, STATISTICS, STEPS, STRUCTURE, VARIABLES
 
-WRONG = STRUCTURE | VARIABLES | SECTIONS | STEPS
+WRONG = STRUCTURE | VARIABLES | SECTIONS | STATISTICS | STEPS
 NOISE = ("pydantic", "Input should", "type=", "errors.", "Traceback", "loc", "<byte string>", "unicode string")
 
 
@@ -42,6 +42,10 @@ def test_a_wrong_file_is_explained(name: str) -> None:
     assert not any(noise in str(caught.value) for noise in NOISE)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(WRONG) >= 60
 
 
 def test_all_problems_come_at_once_in_the_order_of_the_file() -> None:
@@ -147,6 +151,15 @@ def test_a_file_takes_them_from_the_environment(monkeypatch: pytest.MonkeyPatch)
         "source: ${NAME:-photos}\nsteps:\n- clip: {min: 0, max: 9}\noutput: '${NAME:-x}-${SIZE}'\nrun:\n  workers: ${SIZE}\n"
     )
     assert (spec.source.dataset, spec.output.dataset, spec.run.workers) == ("photos", "x-4", 4)
+
+
+def test_a_pipeline_of_statistics() -> None:
+    text = "source: a\nsteps: [{clip: [0, 1]}]\nstatistics: {per: y, quantiles: 0.5, histogram: {bins: 9, range: [0, 1]}, where: x > 0}\n"
+    pipeline = any_from_text(text)
+    assert any_from_dict(pipeline.to_dict()) == any_from_text(dump_yaml(pipeline.to_dict())) == pipeline
+    assert any_from_text("source: a\nstatistics:\n").to_dict() == {"source": "a", "statistics": {}}
+    with pytest.raises(ConfigError, match="statistics: this pipeline computes statistics, and writes no dataset"):
+        load_text(text, "p.yaml")
 
 
 def test_line_ends_and_a_byte_order_mark_do_no_harm(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from pydantic import ValidationError
 
 from gpuflow.errors import ConfigError
-from gpuflow.pipelines.load import from_dict, load_text
-from gpuflow.pipelines.pipeline import Pipeline
+from gpuflow.pipelines.load import any_from_text, from_dict, load_text
+from gpuflow.pipelines.pipeline import Pipeline, Statistics
 from gpuflow.pipelines.spec import Compressor, OutputSpec, PipelineSpec, RunSpec, SourceSpec, check_dataset_name
 from gpuflow.pipelines.yaml_text import dump_yaml
 
@@ -53,6 +53,15 @@ def test_round_trips(pipeline: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(pipeline.to_yaml(), "utf-8")
     assert Pipeline.from_yaml(tmp_path / "p.yaml").to_yaml() == pipeline.to_yaml()
     assert pickle.loads(pickle.dumps(pipeline)).spec == spec
+
+
+def test_statistics_round_trip() -> None:
+    pipeline = Pipeline("a", "t*").clip(0, 1).on(workers=2).statistics(["y", 2], where="x > 0", quantiles=[0.5], histogram=9)
+    assert any_from_text(pipeline.to_yaml()) == pipeline.spec
+    assert Statistics.from_spec(pipeline.spec).spec == pipeline.spec
+    assert Statistics.from_spec(pipeline.spec).to_yaml() == pipeline.to_yaml()
+    with pytest.raises(ConfigError, match="has `output` or `statistics`, not both"):
+        _ = Pipeline("a").to("b").statistics().spec
 
 
 def test_the_yaml_reads_like_a_file() -> None:

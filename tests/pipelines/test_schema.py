@@ -61,6 +61,14 @@ def test_what_the_loader_takes_fits(spec: PipelineSpec) -> None:
     VALIDATOR.validate(json.loads(json.dumps(spec.to_dict())))
 
 
+def test_statistics_in_place_of_an_output() -> None:
+    full = {"per": "y", "where": "x > 0", "quantiles": [0.5], "histogram": {"bins": 9, "range": [0, 1]}}
+    for statistics in (full, {"histogram": 9}, {}, None):
+        VALIDATOR.validate({"source": "a", "statistics": statistics})
+    assert not VALIDATOR.is_valid({"source": "a", "statistics": {}, "output": "b"})
+    assert not VALIDATOR.is_valid({"source": "a", "statistics": {"histogram": {"bin": 9}}})
+
+
 def test_variables_may_stand_for_numbers() -> None:
     text = "source: ${A}\nsteps:\n- clip:\n    min: ${LOW}\n    max: 3\n- cast: ${TYPE:-float16}\noutput: b\nrun:\n  workers: ${N:-2}\n"
     VALIDATOR.validate(parse_yaml(text).data)

@@ -77,7 +77,7 @@ VARIABLES: dict[str, tuple[str, list[str]]] = {
 }  # fmt: skip
 
 SECTIONS: dict[str, tuple[str, list[str]]] = {
-    "unknown section": (GOOD + "stepz: 3\n", ["p.yaml:7:1: stepz: unknown key `stepz`; did you mean `steps`? known: source, steps, output, run"]),
+    "unknown section": (GOOD + "stepz: 3\n", ["p.yaml:7:1: stepz: unknown key `stepz`; did you mean `steps`? known: source, steps, output, statistics, run"]),
     "no output": ("source: a\n", ["p.yaml:1:1: `output` is missing; write `output: <name of a dataset>`"]),
     "empty source": ("source:\noutput: b\n", ["p.yaml:1:1: source: `source` is empty"]),
     "source is a number": ("source: 3\noutput: b\n", ["p.yaml:1:9: source: must be the name of a dataset or a mapping, not the number 3"]),
@@ -150,6 +150,28 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "workers float": (GOOD + "run: {workers: 1.5}\n", ["run.workers: must be a whole number, not the number 1.5"]),
     "workers true": (GOOD + "run: {workers: true}\n", ["run.workers: must be a whole number, not true"]),
     "run": (GOOD + "run: cuda\n", ["p.yaml:7:6: run: must be a mapping, not the text 'cuda'; its keys are device, workers"]),
+}  # fmt: skip
+
+
+def measured(text: str) -> str:
+    return f"source: a\nstatistics: {text}\n"
+
+
+STATISTICS: dict[str, tuple[str, list[str]]] = {
+    "statistics and output": (measured("{}") + "output: b\n", ["p.yaml:3:1: output: a pipeline has `output` or `statistics`, not both; write two files"]),
+    "statistics of a name": (measured("t2m"), ["p.yaml:2:13: statistics: must be a mapping, not the text 't2m'; its keys are per, over, where, quantiles, histogram"]),
+    "statistics both ways": (measured("{per: y, over: x}"), ["p.yaml:2:13: statistics: has both `per` and `over`; give the dimensions that are kept, or those that are not"]),
+    "statistics key": (measured("{quantile: 0.5}"), ["p.yaml:2:14: statistics.quantile: unknown key `quantile`; did you mean `quantiles`? known: per, over"]),
+    "quantiles in percent": (measured("{quantiles: [1, 50]}"), ["p.yaml:2:25: statistics.quantiles: must be shares from 0 to 1, not 50; as in [0.01, 0.5, 0.99]"]),
+    "quantiles of text": (measured("{quantiles: median}"), ["statistics.quantiles: must be a number, not the text 'median'"]),
+    "quantiles twice": (measured("{quantiles: [0.5, 0.5]}"), ["statistics.quantiles: names a quantile twice"]),
+    "histogram without bins": (measured("{histogram: {range: [0, 1]}}"), ["p.yaml:2:25: statistics.histogram: `bins` is missing; write `bins: ...`"]),
+    "histogram key": (measured("{histogram: {bins: 3, rnage: [0, 1]}}"), ["statistics.histogram.rnage: unknown key `rnage`; did you mean `range`? known: bins, range"]),
+    "histogram bins": (measured("{histogram: 0}"), ["p.yaml:2:25: statistics.histogram.bins: must be from 1 to 10000, not 0"]),
+    "histogram range": (measured("{histogram: {bins: 3, range: [1, 0]}}"), ["statistics.histogram.range: must rise: 1 is not below 0"]),
+    "statistics where": (measured("{where: x = 3}"), ["p.yaml:2:21: statistics.where: not a valid expression"]),
+    "statistics per": (measured("{per: [y, y]}"), ["statistics.per: names a dimension twice"]),
+    "statistics over": (measured("{over: [1.5]}"), ["statistics.over: must be names or numbers of dimensions, not the number 1.5"]),
 }  # fmt: skip
 
 

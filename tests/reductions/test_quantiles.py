@@ -55,6 +55,14 @@ def test_each_index_of_the_kept_axes_on_its_own() -> None:
     assert Quantiles.of(values[:, :1], (1, 2)).embed((3, 2), (slice(0, 1), slice(0, 2))).merge(placed) == found
 
 
+def test_of_a_whole_array_placed_in_it_and_merged() -> None:
+    values = np.random.default_rng(3).normal(size=(6, 50)).astype("float32")
+    found = Quantiles.empty(())
+    for row in values:
+        found = found.merge(pickle.loads(pickle.dumps(Quantiles.of(row, ()).embed((), ()))))
+    assert float(found.quantile(0.5)) == pytest.approx(np.median(values), abs=0.05)
+
+
 def test_nan_is_skipped_and_infinities_have_no_quantiles() -> None:
     values = np.array([[np.nan, 1, np.inf], [np.nan, 3, 0]])
     found = Quantiles.of(values, (1,))

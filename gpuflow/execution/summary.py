@@ -1,0 +1,221 @@
+"""Statistics as a pipeline of their own: looked up where they are kept with the source, computed in one pass where not, and kept.
+
+What the parameters of later steps need is found there by the same rule: an unchanged array is read once."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpuflow.backends.select import select_backend
+from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
+from gpuflow.datasets.catalog import Nodes
+from gpuflow.datasets.survey import Survey, survey
+from gpuflow.errors import ConfigError, Problem
+from gpuflow.execution import statistics
+from gpuflow.execution.memory import check_memory
+from gpuflow.execution.passes import Run
+from gpuflow.execution.permission import check_permission
+from gpuflow.execution.receipt import Receipt
+from gpuflow.execution.saved import saved_seconds
+from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
+from gpuflow.pipelines.fingerprint import fingerprint
+from gpuflow.pipelines.flow import Flow
+from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, select
+from gpuflow.pipelines.statistics import StatisticsPipeline, StatisticsSpec
+from gpuflow.reductions.requests import Request, Several
+from gpuflow.steps.base import ArraySpec, StepError
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about one array that the steps make. flow: with the mask behind it; keep: axes on their own."""
+
+    array: ArrayPlan
+    flow: Flow
+    keep: tuple[int, ...]
+
+    @property
+    def spec(self) -> ArraySpec:
+        """What the statistics are of."""
+        return self.array.specs[-1]
+
+
+def run_statistics(
+    connection: Connection,
+    pipeline: StatisticsPipeline,
+    *,
+    progress: Progress | None = None,
+    patience_seconds: float = HOLDER_PATIENCE_SECONDS,
+) -> Receipt:
+    """Run a pipeline of statistics on a cluster. The receipt has them, `results`, unless chunks failed: then it tells which."""
+    began, run_id = time.monotonic(), uuid.uuid4().hex[:12]
+    connection.ask("gf_sync")
+    found, plan = look(connection, pipeline)
+    check_memory(connection, found, plan)
+    check_permission(connection, plan)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
+    plan = statistics.resolve(run, found, plan)
+    before, answered = run.outcome.tally.done, dict[str, Any]()
+    skipped = 0
+    for question in questions(pipeline, plan) if not run.stopped else ():
+        answer = _answer(run, found, pipeline, question)
+        if answer is None:
+            break
+        answered[question.array.path], reused = answer
+        skipped += reused
+    done = run.outcome.tally.done - before
+    return Receipt(
+        run_id=run_id,
+        pipeline=f"{plan.source.name} -> statistics",
+        fingerprint=fingerprint(pipeline.to_dict()),
+        target=plan.source.name,
+        routing=connection.info()["routing"],
+        total=done + skipped + len(run.outcome.tally.failures),
+        planned_skips=skipped,
+        wall_seconds=time.monotonic() - began,
+        statistics_chunks=run.statistics_chunks - done,
+        outcome=run.outcome,
+        sent=connection.sent_bytes(run_id),
+        nodes=tuple(connection.nodes()),
+        saved_seconds=saved_seconds(run.outcome),
+        notes=tuple(run.notes),
+        results=None if run.stopped else answered,
+    )
+
+
+def look(nodes: Nodes, pipeline: StatisticsPipeline) -> tuple[Survey, Plan]:
+    """What is there, and what the steps make of it. ConfigError for all that does not fit; NotFound without the source."""
+    source = pipeline.source
+    found = survey(nodes, [source.dataset], _every)
+    record = catalog.find_among(catalog.live(found.records), source.dataset)
+    if record.state != "ready":
+        raise ConfigError([Problem(f"dataset {record.name!r} is not complete", "source", hint="finish it first")])
+    plan = make_plan(pipeline.mapped, record)
+    list(questions(pipeline, plan))  # what does not fit is said before anything runs
+    return found, plan
+
+
+def _every(path: str) -> bool:
+    return True
+
+
+def questions(pipeline: StatisticsPipeline, plan: Plan) -> Iterator[Question]:
+    """What is asked, array by array. ConfigError for dimensions and conditions that do not fit one."""
+    others = set(plan.source.arrays) - select(pipeline.mapped, plan.source)
+    for array in plan.arrays:
+        if array.path in others:
+            continue
+        try:
+            flow = array.flow
+            for step in pipeline.statistics.masked(array.specs[-1]):
+                flow = flow.then(step)
+            yield Question(array, flow, pipeline.statistics.keep(array.specs[-1]))
+        except StepError as error:
+            reason = f"cannot be taken of array {array.path!r}: {error.message}"
+            raise ConfigError([Problem(reason, "statistics", hint=error.hint)]) from error
+
+
+def what_is_missing(found: Survey, pipeline: StatisticsPipeline, plan: Plan, question: Question) -> list[str]:
+    """The kinds of what would have to be computed: what is not kept with the source."""
+    if question.array.first_unresolved() is not None:
+        return [one.kind for one in pipeline.statistics.requests(question.keep, (0.0, 1.0))]
+    asked = pipeline.statistics.requests(question.keep, None)
+    keys = {one.kind: statistics.key_of(found, plan.source, question.flow, one) for one in asked}
+    missing = [kind for kind, key in keys.items() if key not in plan.source.statistics]
+    if pipeline.statistics.histogram is None or "histogram" in keys:
+        return missing
+    if "moments" in missing:
+        return [*missing, "histogram"]
+    bounds = _bounds(asked[0].read(plan.source.statistics[keys["moments"]]))
+    last = pipeline.statistics.requests(question.keep, bounds)[-1]
+    return missing + (
+        [] if statistics.key_of(found, plan.source, question.flow, last) in plan.source.statistics else ["histogram"]
+    )
+
+
+def _answer(run: Run, found: Survey, pipeline: StatisticsPipeline, question: Question) -> tuple[dict[str, Any], int] | None:
+    """The statistics of one array as plain data, and how many chunks were not read for that they were kept; None when chunks failed.
+
+    A histogram whose range is not given has to wait for the extrema: a second pass."""
+    asked = pipeline.statistics
+    chunks = sum(run.source.array(path).grid.size for path in question.flow.paths)
+    values: dict[str, Any] = {}
+    skipped, bounds = 0, None
+    while left := [one for one in asked.requests(question.keep, bounds) if one.kind not in values]:
+        fresh = _take(run, found, pipeline, question, left, values)
+        if fresh is None:
+            return None
+        if not fresh:
+            skipped += chunks
+            run.notes.append(f"{question.array.path}: {', '.join(one.kind for one in left)} are kept with {run.source.name}")
+        bounds = _bounds(values["moments"])
+    return _as_data(asked, question, values), skipped
+
+
+def _take(
+    run: Run, found: Survey, pipeline: StatisticsPipeline, question: Question, asked: list[Request], values: dict[str, Any]
+) -> bool | None:
+    """Put what is asked for into `values`, by kind; whether anything had to be computed, None when chunks failed."""
+    source = catalog.find(run.connection, run.source.name)
+    keys = {one: statistics.key_of(found, run.source, question.flow, one) for one in asked}
+    missing = tuple(one for one in asked if keys[one] not in source.statistics)
+    values.update({one.kind: one.read(source.statistics[keys[one]]) for one in asked if one not in missing})
+    if not missing:
+        return False
+    backend = select_backend(pipeline.run.backend)
+    together = statistics.reduce_flow(run, found, question.flow, Several(missing), backend)
+    if together is None:
+        return None
+    fresh = dict(zip(missing, together.parts, strict=True))
+    values.update({one.kind: value for one, value in fresh.items()})
+    statistics.keep(run, {keys[one]: value.to_dict() for one, value in fresh.items()})
+    return True
+
+
+def _bounds(moments: Any) -> tuple[float, float]:
+    """A range for the histogram, from the extrema of all; one that holds nothing when there are none, or all are equal."""
+    some = moments.count > 0
+    low = float(moments.minimum[some].min()) if some.any() else 0.0
+    high = float(moments.maximum[some].max()) if some.any() else 1.0
+    if not np.isfinite([low, high]).all():
+        reason = "there are infinite values, so the histogram has no range of its own"
+        raise ConfigError([Problem(reason, "statistics.histogram", hint="give `range`")])
+    return (low, high) if low < high else (low - 0.5, low + 0.5)
+
+
+def _as_data(asked: StatisticsSpec, question: Question, values: dict[str, Any]) -> dict[str, Any]:
+    """For the receipt: lists in the shape of the kept axes."""
+    moments, kept = values["moments"], question.keep
+    some = moments.count > 0
+    data: dict[str, Any] = {
+        "per": [question.spec.dims[axis] or axis for axis in kept],
+        "shape": [question.spec.shape[axis] for axis in kept],
+        "count": moments.count.tolist(),
+        "mean": _plain(np.where(some, moments.mean, np.nan)),
+        "std": _plain(moments.std),
+        "min": _plain(np.where(some, moments.minimum, np.nan)),
+        "max": _plain(np.where(some, moments.maximum, np.nan)),
+        "sum": _plain(moments.mean * moments.count),
+    }
+    if asked.quantiles:
+        sketches = values["quantiles"]
+        data["quantiles"] = {f"{share:g}": _plain(sketches.quantile(share)) for share in asked.quantiles}
+    if asked.histogram is not None:
+        histogram = values["histogram"]
+        data["histogram"] = {name: getattr(histogram, name).tolist() for name in ("edges", "counts", "below", "above")}
+    return data
+
+
+def _plain(values: NDArray[np.float64]) -> Any:
+    """Nested lists that JSON can write; None for what is no number."""
+    plain = np.asarray(values).astype(object)
+    plain[~np.isfinite(np.asarray(values))] = None
+    return plain.tolist()
