@@ -11,8 +11,9 @@ from typing import Any
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
-from gpuflow.execution.run import raise_for, run_pipeline
+from gpuflow.execution.run import raise_for
 from gpuflow.execution.submit import Progress
+from gpuflow.objectstore.healing import run_and_heal
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import load_pipeline
@@ -59,7 +60,7 @@ def run(
     in-place pipeline on top of another."""
     spec = as_spec(pipeline)
     with _connected(connection, device=spec.run.device, workers=spec.run.workers) as cluster:
-        return raise_for(run_pipeline(cluster, spec, stack=stack, progress=progress))
+        return raise_for(run_and_heal(cluster, spec, stack=stack, progress=progress))
 
 
 def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:

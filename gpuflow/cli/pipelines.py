@@ -78,12 +78,12 @@ def run(
     Chunks that are done already are skipped. A chunk that fails does not stop the others; the exit status is then 1, and running again
     does only what is missing. Ctrl-C stops it cleanly."""
     from gpuflow.display.progress import ProgressBar
-    from gpuflow.execution.run import run_pipeline
+    from gpuflow.objectstore.healing import run_and_heal
     from gpuflow.pipelines.load import load_pipeline
     from gpuflow.settings import scheduler_address
 
     spec = load_pipeline(file, settings or ())
     embedded_workers = None if scheduler or scheduler_address() else workers or spec.run.workers
     with cluster(scheduler, nodes, embedded_workers, device or spec.run.device, root) as connection, ProgressBar() as bar:
-        receipt = run_pipeline(connection, spec, stack=stack, progress=bar)
+        receipt = run_and_heal(connection, spec, stack=stack, progress=bar)
     end_with(receipt, as_json, report)

@@ -35,12 +35,19 @@ def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("status", f"[{_STATUS_STYLE[status]}]{status}[/]"),
         ("chunks", f"{chunks['total']}: {counts}"),
+        *_healed(receipt["healed"]),
         ("bytes", ", ".join(f"{name} {format_nbytes(nbytes[name])}" for name in ("read", "written", "shipped"))),
         ("locality", _locality(locality)),
         ("time", f"{format_seconds(seconds['wall'])} in all; threads spent " + _stages(seconds, stages)),
         *_bound(receipt.get("bound_by")),
         ("nodes", ", ".join(f"{escape(node)}: {part['chunks']}" for node, part in receipt["nodes"].items())),
     ] + ([("routing", "strict: this Dask version is outside the tested range")] if receipt["routing"] != "late" else [])
+
+
+def _healed(healed: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Damaged chunks that were made good; nothing where there were none."""
+    text = ", ".join(f"{count} {how}" for how, count in healed.items())
+    return [("healed", f"damaged chunks: {text}")] if healed else []
 
 
 def _locality(locality: Mapping[str, Any]) -> str:

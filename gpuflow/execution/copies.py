@@ -136,6 +136,7 @@ def _aside(run: Run, source: DatasetRecord, title: str, work: Sequence[Batch]) -
     tally.remote_chunks += other.remote_chunks
     tally.shipped += other.shipped
     tally.shipped_why.update(other.shipped_why)
+    tally.healed.update(other.healed)
     run.outcome.interrupted |= aside.outcome.interrupted
     return other.failures
 

@@ -46,7 +46,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """As `--report` writes it. bytes are encoded bytes; seconds other than wall are thread-seconds; wait: thread-seconds without
-        work while chunks waited for their holder; reasons: chunks by why their task went where it went."""
+        work while chunks waited for their holder; reasons: chunks by why their task went where it went; healed: damaged chunks that
+        were made good on the way, by how."""
         tally = self.outcome.tally
         return {
             "run_id": self.run_id,
@@ -61,6 +62,7 @@ class Receipt:
                 "failed": len(tally.failures),
             },
             "statistics": {"chunks": self.statistics_chunks},
+            "healed": dict(sorted(tally.healed.items())),
             "bytes": {"read": tally.read, "written": tally.written, "shipped": tally.shipped, "sent": self.sent},
             "locality": {
                 "local_chunks": tally.local_chunks,

@@ -35,7 +35,7 @@ class ScrubJob:
         if not self.rate:
             lane.read_ahead(chunk)
         with at_rate(self.rate) as moved:
-            replica, _ = lane.read(chunk)
+            replica, _ = lane.read(chunk, heal=False)
             moved.append(replica.nbytes)
         lane.keep(chunk, None)
 

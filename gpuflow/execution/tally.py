@@ -13,7 +13,8 @@ STAGES = ("read", "decode", "compute", "encode", "commit", "transfer")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried."""
+    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried. damaged: its bytes
+    are not those that were committed."""
 
     chunk: str
     index: int
@@ -21,6 +22,7 @@ class Failure:
     error: str
     traceback: str = ""
     retry: bool = False
+    damaged: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a receipt."""
@@ -30,7 +32,7 @@ class Failure:
 @dataclass(slots=True)
 class Tally:
     """shipped: chunk bytes that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as
-    further replicas. by_node: chunks done on each node."""
+    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way, by how."""
 
     done: int = 0
     skipped: int = 0
@@ -43,6 +45,7 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     by_node: Counter[str] = field(default_factory=Counter)
     shipped_why: Counter[str] = field(default_factory=Counter)
+    healed: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -52,6 +55,7 @@ class Tally:
         self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
         self.by_node.update(other.by_node)
         self.shipped_why.update(other.shipped_why)
+        self.healed.update(other.healed)
         self.failures += other.failures
 
     def timed(self, stage: str) -> _Clock:
