@@ -34,6 +34,9 @@ def node(
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 shares out the cores.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
     host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
+    rack: Annotated[
+        str | None, typer.Option(help="Where it stands: copies lie on different racks, if they can. The node keeps it.")
+    ] = None,
 ) -> None:
     """Run this machine as a node in the foreground: `dask worker --preload gpuflow.cluster`, started again when it ends."""
     from gpuflow.cluster.launch import serve_node, share_out
@@ -44,4 +47,4 @@ def node(
     processes, share = share_out(workers=workers)
     options = ["--nworkers", str(processes), "--nthreads", str(threads or share), "--no-dashboard"]
     options += ["--host", host] if host else []
-    serve_node(address, root or store_root(), options, name)
+    serve_node(address, root or store_root(), options, name, rack)

@@ -36,6 +36,7 @@ def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("status", f"[{_STATUS_STYLE[status]}]{status}[/]"),
         ("chunks", f"{chunks['total']}: {counts}"),
         *_healed(receipt["healed"]),
+        *([("dropped", f"{receipt['dropped']} copies that are not wanted any more")] if receipt["dropped"] else []),
         ("bytes", ", ".join(f"{name} {format_nbytes(nbytes[name])}" for name in ("read", "written", "shipped"))),
         ("locality", _locality(locality)),
         ("time", f"{format_seconds(seconds['wall'])} in all; threads spent " + _stages(seconds, stages)),

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
+from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.datasets.repair import copies_to_make
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ClusterError, NotFound
+from gpuflow.execution.dropping import drop_surplus, racks_in, room_of
 from gpuflow.execution.lane import Lane
 from gpuflow.execution.pace import at_rate
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import Batch, Progress, Silent
 from gpuflow.execution.tally import Failure
-from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
 
 _ROUNDS = 5
@@ -56,18 +56,23 @@ class CopyJob:
 def replicate(
     connection: Connection, name: str, wanted: int, *, rate: float | None = None, progress: Progress | None = None
 ) -> Receipt:
-    """Have at least `wanted` copies of every chunk of a dataset, now and after every run that changes it. rate: bytes/s that each node
-    takes at most. ClusterError when there are not so many nodes."""
+    """Have `wanted` copies of every chunk of a dataset, now and after every run that changes it: copies are made, or dropped down to as
+    many as it may have, and with them what lies about of older generations. rate: bytes/s that each node takes at most.
+
+    ClusterError when there are not so many nodes; NameTaken when copies are to be dropped while a run changes the dataset in place."""
     began = time.monotonic()
     connection.ask("gf_sync")
     record = catalog.find(connection, name)
     run = Run(connection, record, progress or Silent())
     work = _missing(run, record, _found(run), wanted, rate=rate)
-    kept = {"min": wanted, "max": max(wanted, record.replicas["max"])}
+    most = record.replicas["max"]
+    kept = {"min": wanted, "max": max(wanted, most) if most > record.replicas["min"] else wanted}
     if kept != dict(record.replicas):
         catalog.publish(connection, record.next(replicas=kept))
     run.submit("copy", work)
-    return _receipt(run, f"{name}: {wanted} copies", name, work, began)
+    if not run.stopped:
+        drop_surplus(run, kept["max"], rate)
+    return receipt_of(run, f"{name}: {wanted} copies", work, began)
 
 
 def drain(connection: Connection, node: str, *, rate: float | None = None, progress: Progress | None = None) -> list[Receipt]:
@@ -83,7 +88,7 @@ def drain(connection: Connection, node: str, *, rate: float | None = None, progr
         began, run = time.monotonic(), Run(connection, record, progress or Silent())
         work = _missing(run, record, _found(run), record.replicas["min"], frozenset([node]), rate)
         run.submit("copy", work)
-        receipts.append(_receipt(run, f"{name}: away from {node}", name, work, began))
+        receipts.append(receipt_of(run, f"{name}: away from {node}", work, began))
     return receipts
 
 
@@ -167,27 +172,32 @@ def _missing(
     run: Run, record: DatasetRecord, found: Survey, wanted: int, leaving: Set[str] = frozenset(), rate: float | None = None
 ) -> list[Batch]:
     """Work for the copies that are missing of `record`."""
-    threads, copying = run.threads(), replace(run, source=record)
-    free = run.connection.each_node(_free_nbytes)
-    work = []
+    room, work = run.connection.each_node(room_of), list[Batch]()
     for path, metadata in record.metadata.items():
         table = found.table(record.name, path, metadata.grid.size)
-        for node, chunks in copies_to_make(table, wanted, free, leaving).items():
-            job = CopyJob((record,), rate=rate / threads.get(node, 1) if rate else None)
-            work += copying.pinned(job, path, {node: chunks}, table)
+        free, racks = {node: each.free_nbytes for node, each in room.items()}, racks_in(room)
+        work += copying_work(run, record, path, copies_to_make(table, wanted, free, leaving, racks), table, rate)
     return work
 
 
-def _free_nbytes(store: NodeStore) -> int:
-    return shutil.disk_usage(store.root).free
+def copying_work(
+    run: Run, record: DatasetRecord, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable, rate: float | None
+) -> list[Batch]:
+    """For chunks of an array of `record` that nodes are to get, at `rate` bytes/s of each."""
+    threads, copying, work = run.threads(), replace(run, source=record), list[Batch]()
+    for node, chunks in by_node.items():
+        job = CopyJob((record,), rate=rate / threads.get(node, 1) if rate else None)
+        work += copying.pinned(job, array, {node: chunks}, table)
+    return work
 
 
-def _receipt(run: Run, what: str, name: str, work: Sequence[Batch], began: float) -> Receipt:
+def receipt_of(run: Run, what: str, work: Sequence[Batch], began: float) -> Receipt:
+    """Of a run that copies."""
     return Receipt(
         run_id=run.run_id,
         pipeline=what,
         fingerprint="",
-        target=name,
+        target=run.source.name,
         routing=run.connection.info()["routing"],
         total=sum(len(batch.group.chunks) for batch in work) + len(run.outcome.tally.failures),
         planned_skips=0,

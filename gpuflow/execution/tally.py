@@ -32,7 +32,8 @@ class Failure:
 @dataclass(slots=True)
 class Tally:
     """shipped: chunk bytes that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as
-    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way, by how."""
+    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way, by how.
+    dropped: replicas that were given up."""
 
     done: int = 0
     skipped: int = 0
@@ -45,12 +46,13 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     by_node: Counter[str] = field(default_factory=Counter)
     shipped_why: Counter[str] = field(default_factory=Counter)
+    dropped: int = 0
     healed: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Take over everything that `other` counted."""
-        for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks"):
+        for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks", "dropped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
         self.by_node.update(other.by_node)

@@ -102,7 +102,9 @@ def test_what_is_damaged_is_made_good_on_the_way(two_nodes: Connection, root: Pa
     assert 0 < healed <= len(BAD), "those that node0 was given"
     assert receipt["locality"]["shipped_bytes"] == {"repair": 4 * SIZE * healed}
     whole = [chunk for chunk in BAD if chunk_file(root, dataset, chunk).exists()]
-    sound = [c for c in whole if chunk_file(root, dataset, c).read_bytes() == chunk_file(root / "nodes/1", dataset, c).read_bytes()]
+    sound = [
+        c for c in whole if chunk_file(root, dataset, c).read_bytes() == chunk_file(root / "nodes/1", dataset, c).read_bytes()
+    ]
     assert len(sound) == healed
     assert holders(two_nodes, dataset, sound) == {("node0", "node1")}
 

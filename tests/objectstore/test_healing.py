@@ -49,7 +49,7 @@ def test_by_its_recipe_but_not_what_was_begun_in_place(three_nodes: Connection, 
 
     flip(file_of(three_nodes, "heal-second/t2m/c/3/1/0"))
     spec = from_dict({"source": "heal-second", "steps": [{"map": "x + 1"}], "output": {"in_place": True}})
-    with pytest.raises(RunFailed, match="chunk heal-second/t2m/c/3/1/0 .* is damaged") as error:
+    with pytest.raises(RunFailed, match=r"chunk heal-second/t2m/c/3/1/0 .* is damaged") as error:
         gpuflow.run(spec, connection=three_nodes)
     assert error.value.receipt["chunks"]["done"] == 19
     assert "was changed in place since it was made, and no node has a sound copy" in error.value.receipt["notes"][0]
