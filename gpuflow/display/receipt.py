@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -45,10 +45,11 @@ def _rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     ] + ([("routing", "strict: this Dask version is outside the tested range")] if receipt["routing"] != "late" else [])
 
 
-def _healed(healed: Mapping[str, int]) -> list[tuple[str, str]]:
+def _healed(healed: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
     """Damaged chunks that were made good; nothing where there were none."""
-    text = ", ".join(f"{count} {how}" for how, count in healed.items())
-    return [("healed", f"damaged chunks: {text}")] if healed else []
+    names = [f"{escape(each['chunk'])} ({each['how']})" for each in healed[:_FAILURES_SHOWN]]
+    more = f" and {len(healed) - len(names)} more" if len(healed) > len(names) else ""
+    return [("healed", f"damaged: {', '.join(names)}{more}")] if healed else []
 
 
 def _locality(locality: Mapping[str, Any]) -> str:

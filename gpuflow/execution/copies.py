@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import Batch, Progress, Silent
 from gpuflow.execution.tally import Failure
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.units import format_nbytes
 
 _ROUNDS = 5
 _COPY_PATIENCE_SECONDS = 10.0  # for a node that is to have a copy: its worker may be started again; else another one gets it
@@ -59,12 +61,14 @@ def replicate(
     """Have `wanted` copies of every chunk of a dataset, now and after every run that changes it: copies are made, or dropped down to as
     many as it may have, and with them what lies about of older generations. rate: bytes/s that each node takes at most.
 
-    ClusterError when there are not so many nodes; NameTaken when copies are to be dropped while a run changes the dataset in place."""
+    ClusterError when there are not so many nodes, or no room on them; NameTaken when copies are to be dropped while a run changes the
+    dataset in place."""
     began = time.monotonic()
     connection.ask("gf_sync")
     record = catalog.find(connection, name)
     run = Run(connection, record, progress or Silent())
     work = _missing(run, record, _found(run), wanted, rate=rate)
+    _check_room(run, [work])
     most = record.replicas["max"]
     kept = {"min": wanted, "max": max(wanted, most) if most > record.replicas["min"] else wanted}
     if kept != dict(record.replicas):
@@ -77,16 +81,21 @@ def replicate(
 
 def drain(connection: Connection, node: str, *, rate: float | None = None, progress: Progress | None = None) -> list[Receipt]:
     """Copies elsewhere of all that `node` holds, so that it may leave. NotFound when there is no such node; ClusterError when the others
-    are too few for the copies that a dataset is to have."""
+    are too few for the copies that a dataset is to have, or have no room for them."""
     if node not in connection.nodes():
         raise NotFound("node", node, sorted(connection.nodes()))
     connection.ask("gf_sync")
     receipts, records = [], catalog.records(connection)
+    planned: dict[str, tuple[Run, list[Batch]]] = {}
     for record in records.values():
         check_nodes(connection, record, leaving=1)
     for name, record in records.items():
-        began, run = time.monotonic(), Run(connection, record, progress or Silent())
-        work = _missing(run, record, _found(run), record.replicas["min"], frozenset([node]), rate)
+        run = Run(connection, record, progress or Silent())
+        planned[name] = run, _missing(run, record, _found(run), record.replicas["min"], frozenset([node]), rate)
+    if planned:
+        _check_room(next(iter(planned.values()))[0], [work for _, work in planned.values()])
+    for name, (run, work) in planned.items():
+        began = time.monotonic()
         run.submit("copy", work)
         receipts.append(receipt_of(run, f"{name}: away from {node}", work, began))
     return receipts
@@ -100,6 +109,19 @@ def check_nodes(connection: Connection, record: DatasetRecord, leaving: int = 0)
         raise ClusterError(
             f"dataset {record.name!r} is to have {wanted} copies of each chunk, for which {left} nodes are left", hint
         )
+
+
+def _check_room(run: Run, work: Sequence[Sequence[Batch]]) -> None:
+    """ClusterError when a node has no room for what it is to get."""
+    wanted: Counter[str] = Counter()
+    for batch in (batch for part in work for batch in part):
+        wanted[str(batch.group.node)] += batch.group.nbytes
+    for node, room in run.connection.each_node(room_of).items():
+        if wanted[node] > room.free_nbytes:
+            reason = (
+                f"node {node} has {format_nbytes(room.free_nbytes)} free, and is to get copies of {format_nbytes(wanted[node])}"
+            )
+            raise ClusterError(reason, "free some space, or start another node; nothing was copied")
 
 
 def keep_up(run: Run, record: DatasetRecord, pending: Callable[[Survey], Sequence[Batch]]) -> None:
@@ -141,7 +163,7 @@ def _aside(run: Run, source: DatasetRecord, title: str, work: Sequence[Batch]) -
     tally.remote_chunks += other.remote_chunks
     tally.shipped += other.shipped
     tally.shipped_why.update(other.shipped_why)
-    tally.healed.update(other.healed)
+    tally.healed += other.healed
     run.outcome.interrupted |= aside.outcome.interrupted
     return other.failures
 

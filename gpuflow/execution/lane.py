@@ -19,7 +19,7 @@ from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
-from gpuflow.execution.tally import Failure, Tally
+from gpuflow.execution.tally import Failure, Healed, Tally
 from gpuflow.steps.fuse import Kernel
 from gpuflow.storage.buffers import Slot
 from gpuflow.storage.codecs import ArrayCodec
@@ -218,7 +218,7 @@ class Lane:
         self.runtime.announce([(dataset, array, [chunk], [replica.generation])], (1, transfer.nbytes, transfer.seconds))
         self.tally.shipped += len(data)
         self.tally.shipped_why[REPAIR] += len(data)
-        self.tally.healed[COPIED] += 1
+        self.tally.healed.append(Healed(self._name(chunk), self.store.node_id, COPIED))
         return replica, data
 
     def fetch(self, chunk: int) -> tuple[Replica, memoryview[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """As `--report` writes it. bytes are encoded bytes; seconds other than wall are thread-seconds; wait: thread-seconds without
         work while chunks waited for their holder; reasons: chunks by why their task went where it went; healed: damaged chunks that
-        were made good on the way, by how; dropped: replicas that were given up."""
+        were made good on the way; dropped: replicas that were given up."""
         tally = self.outcome.tally
         return {
             "run_id": self.run_id,
@@ -63,7 +63,7 @@ class Receipt:
             },
             "statistics": {"chunks": self.statistics_chunks},
             "dropped": tally.dropped,
-            "healed": dict(sorted(tally.healed.items())),
+            "healed": [asdict(each) for each in tally.healed],
             "bytes": {"read": tally.read, "written": tally.written, "shipped": tally.shipped, "sent": self.sent},
             "locality": {
                 "local_chunks": tally.local_chunks,

@@ -29,10 +29,19 @@ class Failure:
         return {"chunk": self.chunk, "node": self.node, "error": self.error, "traceback": self.traceback}
 
 
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """A chunk that was damaged on a node, and how it was made good."""
+
+    chunk: str
+    node: str
+    how: str
+
+
 @dataclass(slots=True)
 class Tally:
     """shipped: chunk bytes that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as
-    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way, by how.
+    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way.
     dropped: replicas that were given up."""
 
     done: int = 0
@@ -47,7 +56,7 @@ class Tally:
     by_node: Counter[str] = field(default_factory=Counter)
     shipped_why: Counter[str] = field(default_factory=Counter)
     dropped: int = 0
-    healed: Counter[str] = field(default_factory=Counter)
+    healed: list[Healed] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
@@ -57,7 +66,7 @@ class Tally:
         self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
         self.by_node.update(other.by_node)
         self.shipped_why.update(other.shipped_why)
-        self.healed.update(other.healed)
+        self.healed += other.healed
         self.failures += other.failures
 
     def timed(self, stage: str) -> _Clock:

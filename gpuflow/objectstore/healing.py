@@ -12,6 +12,7 @@ from gpuflow.datasets import catalog
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import run_pipeline
 from gpuflow.execution.submit import Progress
+from gpuflow.execution.tally import Healed
 from gpuflow.objectstore.repair import heal
 from gpuflow.pipelines.spec import PipelineSpec
 
@@ -32,7 +33,7 @@ def run_and_heal(connection: Connection, spec: PipelineSpec, *, stack: bool = Fa
         return first
     begun = len(record.transforms) > len(before.transforms)  # in place: once more is not on top of itself
     second = run_pipeline(connection, spec, stack=stack and not begun, progress=progress)
-    second.outcome.tally.healed.update(finding.repaired for finding in repaired)
+    second.outcome.tally.healed += [Healed(finding.chunk, finding.node, finding.repaired) for finding in repaired]
     return _joined(first, second)
 
 

@@ -12,12 +12,15 @@ from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.datasets.leases import leased
 from gpuflow.errors import ClusterError, NameTaken, NotFound
+from gpuflow.execution import copies
 from gpuflow.execution.copies import drain, replicate
+from gpuflow.execution.dropping import Room
 from gpuflow.execution.run import run_pipeline
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.repair import scrub_dataset
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import from_dict
+from gpuflow.storage.node import NodeStore
 from tests.helpers import read_back
 
 
@@ -112,8 +115,12 @@ def test_an_output_with_copies(three_nodes: Connection, field_zarr: Path) -> Non
     receipt = run_pipeline(three_nodes, from_dict({**steps, "output": output})).to_dict()
     assert receipt["status"] == "done"
     assert receipt["bytes"]["shipped"] == receipt["bytes"]["sent"] > 0
-    assert receipt["locality"]["shipped_bytes"] == {"copies": receipt["bytes"]["shipped"]}
-    assert receipt["locality"]["tiers"]["peer"] == {"chunks": 24, "bytes": receipt["bytes"]["shipped"]}
+    made = [
+        catalog.chunk_table(three_nodes, "copied-out", path, count).rows["nbytes"].sum()
+        for path, count in (("t2m", 20), ("time", 4))
+    ]
+    assert receipt["locality"]["shipped_bytes"]["copies"] == sum(made), "each committed byte once"
+    assert receipt["locality"]["tiers"]["peer"]["chunks"] >= 24  # a loaded machine has some of the source's shipped, too
     assert receipt["locality"]["tiers"]["disk"]["bytes"] == receipt["bytes"]["read"] - receipt["bytes"]["shipped"] > 0
     assert {len(nodes) for nodes in holders(three_nodes, "copied-out")} == {2}
     assert catalog.find(three_nodes, "copied-out").state == "ready"
@@ -141,6 +148,24 @@ def test_damaged_copies_are_made_again_from_sound_ones(three_nodes: Connection, 
     np.testing.assert_array_equal(read_back(roots_of(three_nodes).values(), "copied-damaged", "t2m"), whole)
 
 
+def test_where_there_is_no_room_nothing_is_copied(
+    three_nodes: Connection, field_zarr: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingested(three_nodes, field_zarr, "copied-large")
+    monkeypatch.setattr(copies, "room_of", _full)
+    node = max(set().union(*holders(three_nodes, "copied-large")))
+    with pytest.raises(ClusterError, match=r"has 100 B free, and is to get copies of .*; free some space, or start another node"):
+        drain(three_nodes, node)
+    with pytest.raises(ClusterError, match="has 100 B free"):
+        replicate(three_nodes, "copied-large", 2)
+    assert {len(nodes) for nodes in holders(three_nodes, "copied-large")} == {1}
+    assert catalog.find(three_nodes, "copied-large").replicas["min"] == 1
+
+
+def _full(store: NodeStore) -> Room:
+    return Room(100, 1000, "")
+
+
 def test_drain(three_nodes: Connection, field_zarr: Path) -> None:
     ingested(three_nodes, field_zarr, "drained")
     ingested(three_nodes, field_zarr, "drained-once")
@@ -150,8 +175,8 @@ def test_drain(three_nodes: Connection, field_zarr: Path) -> None:
         drain(three_nodes, node)
     replicate(three_nodes, "drained", 2)
     receipts = {receipt.target: receipt for receipt in drain(three_nodes, node)}
-    for name, copies in (("drained", 2), ("drained-once", 1)):
+    for name, wanted in (("drained", 2), ("drained-once", 1)):
         assert receipts[name].status == "done"
-        assert all(len(nodes - {node}) >= copies for nodes in holders(three_nodes, name))
+        assert all(len(nodes - {node}) >= wanted for nodes in holders(three_nodes, name))
     with pytest.raises(NotFound, match="no node 'nowhere'"):
         drain(three_nodes, "nowhere")
