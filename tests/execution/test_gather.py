@@ -18,6 +18,7 @@ from gpuflow.cluster.connection import Connection, connect
 from gpuflow.datasets import catalog
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import run_pipeline
+from gpuflow.objectstore.healing import run_and_heal
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import from_dict
@@ -172,3 +173,18 @@ def test_a_worker_that_is_killed_meanwhile_does_no_harm(tmp_path: Path) -> None:
         assert victim not in connection.client.run(os.getpid).values()
     expected = ndimage.median_filter(values, (1, 9, 9))
     np.testing.assert_array_equal(read_embedded(tmp_path / "root", "out", "data"), expected)
+
+
+def test_a_damaged_chunk_is_made_good_from_its_origin_on_the_way(three_nodes: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "one.zarr"
+    array = zarr.create_group(path).create_array("a", shape=(64, 64), chunks=(16, 16), dtype="float32")
+    values = np.random.default_rng(8).normal(size=(64, 64)).astype("float32")
+    array[...] = values
+    assert ingest_source(three_nodes, open_source(path), "gather-healed").status == "done"
+    victim = next(file for root in roots_of(three_nodes) for file in (root / "datasets/gather-healed/a").glob("c/2/1"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    spec = from_dict({"source": "gather-healed", "steps": [{"difference": {"over": {0: 1}}}], "output": "gather-made-good"})
+    receipt = run_and_heal(three_nodes, spec).to_dict()
+    assert receipt["status"] == "done", receipt["failures"]
+    assert [each["chunk"] for each in receipt["healed"]] == ["gather-healed/a/c/2/1"]
+    np.testing.assert_array_equal(stored(three_nodes, "gather-made-good", "a"), np.diff(values, axis=0, prepend=values[:1]))
