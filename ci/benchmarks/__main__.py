@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ci.benchmarks.report import finish
 
-NAMES = ("engine", "codecs", "memory", "routing", "scale")
+NAMES = ("engine", "codecs", "memory", "routing", "scale", "explore")
 
 
 def main() -> int:
