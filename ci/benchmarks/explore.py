@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
 from importlib.util import find_spec
@@ -46,6 +47,7 @@ SIZES = {"8 MiB": (8 * 2**20, 8, 1.1), "64 KiB": (64 * 2**10, 64, 1.3), "4 KiB":
 """Bytes of a chunk, how many of them, and how many times LocalStore's time reading them through the Store may take."""
 NODES, CHUNKS, NBYTES = 4, 96, 8 * 2**20
 MILLION = 10**6
+_AT_ONCE = 4
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -153,15 +155,21 @@ def _cluster(report: Report, root: Path, rounds: int) -> None:
     with connect(nodes=NODES, workers=1, root=root) as connection, gpuflow.open("field", connection=connection) as field:
         _from_a_peer(report, connection, rounds)
         for name, work in WORK.items():
-            before = _reads(field)
-            report.add(f"{name}, {NODES} nodes", "gpuflow", _ms(lambda work=work: work(field.to_dask(), connection)))
-            now = _reads(field)
-            local, peer = now["local"] - before["local"], now["peer"] - before["peer"]
-            report.check(f"{name}: share of {local + peer} chunks read where they lie", local / (local + peer), ">=", 0.95)
+            shares = []
+            for _ in range(3):
+                before = _reads(field)
+                report.add(f"{name}, {NODES} nodes", "gpuflow", _ms(lambda work=work: work(field.to_dask(), connection)))
+                now = _reads(field)
+                local, peer = now["local"] - before["local"], now["peer"] - before["peer"]
+                shares.append(local / (local + peer))
+            report.notes.append(
+                f"{name}: shares of {local + peer} chunks read where they lie: {', '.join(f'{one:.1%}' for one in shares)}"
+            )
+            report.check(f"{name}: share of chunks read where they lie", median(shares), ">=", 0.95)
 
 
 def _from_a_peer(report: Report, connection: Connection, rounds: int) -> None:
-    """Chunks of 8 MiB one after the other, and the same bytes by Dask's comms alone, from one worker's memory."""
+    """Chunks of 8 MiB, some at once as zarr asks for them, and as many bytes by Dask's comms alone, from one worker's memory."""
     locator = ClientLocator(connection)
     locator._here = {}  # as on a machine without a node
     record = locator.record("field")
@@ -169,15 +177,18 @@ def _from_a_peer(report: Report, connection: Connection, rounds: int) -> None:
     (address, *_), *_ = connection.nodes().values()
     connection.client.run(_serve_raw, workers=[address])
 
-    def chunks() -> None:
-        for chunk in range(0, 8 * NODES, NODES):
-            read_chunk(locator, record, array, chunk, 1)
+    def chunk(number: int) -> None:
+        read_chunk(locator, record, array, number * NODES, 1)
 
-    def raw() -> None:
-        for _ in range(8):
-            connection.client.sync(connection.client.rpc(address).bench_raw)
+    def raw(number: int) -> None:
+        connection.client.sync(connection.client.rpc(address).bench_raw)
 
-    interleave(report, "8 MiB from a peer", {"comm": lambda: _ms(raw, 8), "gpuflow": lambda: _ms(chunks, 8)}, rounds)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        sides = {
+            side: partial(_ms, lambda call=call: list(pool.map(call, range(16))), 16)
+            for side, call in (("comm", raw), ("gpuflow", chunk))
+        }
+        interleave(report, "8 MiB from a peer", sides, rounds)
     report.check("from a peer: of raw comm throughput", report.ratio("8 MiB from a peer", "comm", "gpuflow"), ">=", 0.7)
 
 
