@@ -23,7 +23,7 @@ from gpuflow.grid import Grid
 from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.pulls import Pull, inputs_digest, overlap, pulls_of
 from gpuflow.steps.base import ArraySpec, Region
-from gpuflow.storage.blocks import Box, decode_chunk, read_block
+from gpuflow.storage.blocks import Box, decoded, read_block
 from gpuflow.storage.buffers import ALIGNMENT
 from gpuflow.storage.codecs import Block
 from gpuflow.storage.manifest import Replica
@@ -201,7 +201,7 @@ class Gathering:
         """What came of a chunk to where it is wanted."""
         if boxes is None:
             codec = self._lane.store.codec(self._source.name, path)
-            block = decode_chunk(codec, self._lane.store, replica, data, self._lane.slot)
+            block = decoded(codec, self._lane.store.node_id, replica, data, self._lane.slot)
             for box, place in part.wanted:
                 place[...] = block[box]
             return

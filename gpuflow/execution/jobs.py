@@ -21,7 +21,7 @@ from gpuflow.reductions.tree import Node, collapse
 from gpuflow.steps.base import ArraySpec, Operation, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.steps.place import Place, current
-from gpuflow.storage.blocks import decode_chunk
+from gpuflow.storage.blocks import decoded
 from gpuflow.storage.codecs import ArrayCodec, Block
 from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.metadata import ArrayMetadata
@@ -34,7 +34,7 @@ def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block, Region]:
     damaged from the source."""
     replica, data = lane.read(chunk)
     with lane.tally.timed("decode"):
-        block = decode_chunk(lane.codec, lane.store, replica, data, lane.slot)
+        block = decoded(lane.codec, lane.store.node_id, replica, data, lane.slot)
         region = lane.codec.metadata.grid.region(chunk)
         extent = tuple(part.stop - part.start for part in region)
     return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region

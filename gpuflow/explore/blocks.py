@@ -16,12 +16,12 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from gpuflow.cluster.references import ChunkRef
-from gpuflow.errors import ChunkCorrupt, ConfigError, Problem
+from gpuflow.errors import ConfigError, Problem
 from gpuflow.grid import Grid
-from gpuflow.storage.codecs import ArrayCodec, CodecError
+from gpuflow.storage.blocks import decoded
+from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.locator import Locator, read_chunk
 from gpuflow.storage.metadata import ArrayMetadata
-from gpuflow.storage.node import EMPTY
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.view import View
 
@@ -129,13 +129,7 @@ def decode_chunk(locator: Locator, record: DatasetRecord, array: str, chunk: int
     metadata = record.array(array)
     codec = _codec(metadata.to_json().decode())
     found = read_chunk(locator, record, array, chunk, generation)
-    if found.replica.digest == EMPTY:
-        block = codec.filled()
-    else:
-        try:
-            block = codec.decode(found.data)
-        except CodecError as error:
-            raise ChunkCorrupt(record.chunk_name(array, chunk), found.node, f"does not decode ({error})") from error
+    block = decoded(codec, found.node, found.replica, found.data)
     extent = metadata.grid.extent(chunk)
     block = block[tuple(slice(size) for size in extent)]
     return block if block.flags.writeable else block.copy()

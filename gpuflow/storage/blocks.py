@@ -15,10 +15,11 @@ Box = tuple[slice, ...]
 """A part of a chunk, from the chunk's beginning on: one slice with start and stop per axis."""
 
 
-def decode_chunk(
-    codec: ArrayCodec, store: NodeStore, replica: Replica, data: Any, slot: Slot, boxes: Sequence[Box] | None = None
+def decoded(
+    codec: ArrayCodec, node: str, replica: Replica, data: Any, slot: Slot | None = None, boxes: Sequence[Box] | None = None
 ) -> Block:
-    """The whole chunk, ragged edge included, out of verified bytes, wherever they came from; outside `boxes` it may be anything.
+    """The whole chunk, ragged edge included, out of the verified bytes that `node` has; outside `boxes` it may be anything. slot: in whose
+    memory; without one, in memory of its own.
 
     ChunkCorrupt when they do not decode: they came damaged from the source."""
     if replica.digest == EMPTY:
@@ -26,8 +27,8 @@ def decode_chunk(
     try:
         return codec.decode(data, slot, boxes)
     except CodecError as error:
-        name = store.record(replica.dataset).chunk_name(replica.array, replica.chunk)
-        raise ChunkCorrupt(name, store.node_id, f"does not decode ({error})") from error
+        name = f"{replica.dataset}/{replica.array}/{codec.metadata.key(replica.chunk)}"
+        raise ChunkCorrupt(name, node, f"does not decode ({error})") from error
 
 
 def read_block(
@@ -40,4 +41,4 @@ def read_block(
     data: Any = store.read_known(path, replica, slot.stored)
     if data is None:
         replica, data = store.read(replica.dataset, replica.array, replica.chunk)
-    return replica, decode_chunk(codec, store, replica, data, slot, boxes)
+    return replica, decoded(codec, store.node_id, replica, data, slot, boxes)
