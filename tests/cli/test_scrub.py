@@ -27,7 +27,8 @@ def test_scrub_finds_and_repairs(tmp_path: Path) -> None:
     assert "field/data/c/2/0 on " in shown
     assert "fetched again" in shown
     file.write_bytes(file.read_bytes()[::-1])
-    command = [sys.executable, "-m", "gpuflow", "scrub", "--follow", "--rate", "1GB", "--root", str(root)]
+    start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gpuflow.cli import main; main()"
+    command = [sys.executable, "-c", start, "scrub", "--follow", "--rate", "1GB", "--root", str(root)]  # whatever starts the tests
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
         assert any("fetched again" in line for line in following.stdout)
