@@ -13,9 +13,10 @@ from gpuflow.display.progress import shown
 from gpuflow.display.run_card import ReceiptCard
 from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
-from gpuflow.execution.run import raise_for, run_pipeline
+from gpuflow.execution.run import raise_for
 from gpuflow.execution.submit import Progress
 from gpuflow.execution.summary import run_statistics
+from gpuflow.objectstore.healing import run_and_heal
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import load_any, writing
@@ -70,7 +71,7 @@ def run(
     with connected as cluster, shown(progress) as bar:
         if isinstance(spec, StatisticsPipeline):
             return ReceiptCard.of(raise_for(run_statistics(cluster, spec, progress=bar)))
-        return ReceiptCard.of(raise_for(run_pipeline(cluster, spec, stack=stack, progress=bar)))
+        return ReceiptCard.of(raise_for(run_and_heal(cluster, spec, stack=stack, progress=bar)))
 
 
 def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:

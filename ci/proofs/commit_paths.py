@@ -9,6 +9,7 @@ from typing import Protocol
 from ci.proofs.crash_states import CrashState
 from gpuflow.errors import ChunkCorrupt, NotFound
 from gpuflow.storage.disk import write_file
+from gpuflow.storage.dropping import drop
 from gpuflow.storage.node import NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
 from tests.storage.scenarios import BEFORE, SCENARIOS, SOURCE, Scenario, seen
@@ -181,6 +182,33 @@ class Removal:
         assert seen(store, 0) == (following, content(0, following))
 
 
+@dataclass(frozen=True)
+class Dropping:
+    """Replicas that are given up, but for one that has become another meanwhile."""
+
+    durable: bool = True
+    exchange: bool = True
+
+    def prepare(self, store: NodeStore) -> None:
+        store.put_record(new_record())
+        store.commit([stage(store, chunk, 1) for chunk in BEFORE])
+        store.commit([stage(store, 2, 2)])
+
+    def act(self, store: NodeStore, acknowledge: Callable[[], None]) -> None:
+        assert drop(store, "d", ARRAY, dict.fromkeys(BEFORE, 1)) == [0, 1]
+        acknowledge()
+
+    def check(self, store: NodeStore, state: CrashState) -> None:
+        for chunk in (0, 1):
+            found = seen(store, chunk)
+            assert found == (0, None) or (found == (1, content(chunk, 1)) and not state.acknowledged), f"chunk {chunk}: {found}"
+        assert seen(store, 2) == (2, content(2, 2))
+        for chunk in BEFORE:
+            following = seen(store, chunk)[0] + 1
+            store.commit([stage(store, chunk, following)])
+            assert seen(store, chunk) == (following, content(chunk, following))
+
+
 # -- all of them -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -222,5 +250,6 @@ def commit_paths() -> dict[str, CommitPath]:
         "a record's next version": Record(),
         "a record where a dataset was removed": Record("removed"),
         "removal": Removal(),
+        "copies dropped": Dropping(),
     }
     return chunks | others

@@ -35,6 +35,9 @@ def node(
     threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
     host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
     allow_exec: Annotated[bool, typer.Option("--allow-exec", help="Let `exec` steps run programs here.")] = False,
+    rack: Annotated[
+        str | None, typer.Option(help="Where it stands: copies lie on different racks, if they can. The node keeps it.")
+    ] = None,
 ) -> None:
     """Run this machine as a node in the foreground: `dask worker --preload gpuflow.cluster`, started again when it ends."""
     from gpuflow.cluster.launch import serve_node, share_out
@@ -45,4 +48,4 @@ def node(
     processes, share = share_out(workers=workers)
     options = ["--nworkers", str(processes), "--nthreads", str(threads or share), "--no-dashboard"]
     options += ["--host", host] if host else []
-    serve_node(address, root or store_root(), options, name, may_exec=allow_exec)
+    serve_node(address, root or store_root(), options, name, rack, may_exec=allow_exec)

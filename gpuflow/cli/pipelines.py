@@ -109,8 +109,8 @@ def run(
     Chunks that are done already are skipped. A chunk that fails does not stop the others; the exit status is then 1, and running again
     does only what is missing. Ctrl-C stops it cleanly."""
     from gpuflow.display.progress import ProgressBar
-    from gpuflow.execution.run import run_pipeline
     from gpuflow.execution.summary import run_statistics
+    from gpuflow.objectstore.healing import run_and_heal
     from gpuflow.pipelines.load import load_any
     from gpuflow.pipelines.spec import PipelineSpec
     from gpuflow.settings import scheduler_address
@@ -121,7 +121,7 @@ def run(
     where = cluster(scheduler, nodes, embedded_workers, chosen, root, allow_exec=allow_exec)
     with where as connection, ProgressBar() as bar:
         if isinstance(spec, PipelineSpec):
-            receipt = run_pipeline(connection, spec, stack=stack, progress=bar)
+            receipt = run_and_heal(connection, spec, stack=stack, progress=bar)
         else:
             receipt = run_statistics(connection, spec, progress=bar)
     end_with(receipt, as_json, report)

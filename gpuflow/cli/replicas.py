@@ -1,4 +1,4 @@
-"""`gpuflow replicate`, `drain`."""
+"""`gpuflow replicate`, `rebalance`, `drain`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from gpuflow.cli.common import AsJson, Device, Nodes_, Rate, Report, Root, Scheduler, Workers, bytes_per_second, cluster, end_with
+from gpuflow.errors import ConfigError, Problem
 
 
 def replicate(
@@ -21,7 +22,7 @@ def replicate(
     report: Report = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have copies of a dataset's chunks on several nodes, now and after every run that changes it.
+    """Have copies of a dataset's chunks on several nodes, now and after every run that changes it; with fewer, the others are dropped.
 
     Interrupted, the same command continues."""
     from gpuflow.display.progress import ProgressBar
@@ -31,6 +32,33 @@ def replicate(
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
         receipt = make_copies(connection, name, copies, rate=limit, progress=bar)
     end_with(receipt, as_json, report)
+
+
+def rebalance(
+    name: Annotated[str | None, typer.Argument(help="The dataset.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dataset.")] = False,
+    rate: Rate = None,
+    nodes: Nodes_ = None,
+    workers: Workers = None,
+    device: Device = None,
+    scheduler: Scheduler = None,
+    root: Root = None,
+) -> None:
+    """Move chunks so that each node holds a share that fits its disk, as after nodes have joined.
+
+    A chunk is copied first and dropped where it was afterwards. Interrupted, the same command continues."""
+    from gpuflow.datasets import catalog
+    from gpuflow.display.progress import ProgressBar
+    from gpuflow.execution.rebalance import rebalance as balance
+
+    if (name is None) != every:
+        raise ConfigError([Problem("one dataset is to be named, or --all given", "NAME")])
+    limit = bytes_per_second(rate)
+    with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
+        chosen = [name] if name is not None else sorted(catalog.records(connection))
+        receipts = [balance(connection, each, rate=limit, progress=bar) for each in chosen]
+    for receipt in receipts:
+        end_with(receipt, False, None)
 
 
 def drain(

@@ -230,10 +230,18 @@ class EmbeddedCluster:
         self._folder.cleanup()
 
 
-def serve_node(scheduler: str, root: Path, options: Sequence[str], node_name: str | None, *, may_exec: bool = False) -> None:
+def serve_node(
+    scheduler: str,
+    root: Path,
+    options: Sequence[str],
+    node_name: str | None,
+    rack: str | None = None,
+    *,
+    may_exec: bool = False,
+) -> None:
     """Run a node's workers in the foreground, starting them again when they end, until interrupted. `gpuflow node`."""
     try:
-        NodeStore(root, name=node_name).close()
+        NodeStore(root, name=node_name, rack=rack).close()
     except StoreError as error:
         raise ClusterError(f"this node cannot start: {error}") from error
     failed = threading.Event()

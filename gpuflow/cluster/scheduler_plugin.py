@@ -433,6 +433,10 @@ class GpuflowPlugin(SchedulerPlugin):
                 logger.info("worker %s did not report its chunks", address)
         self._rehome()
 
+    async def handle_withdraw(self, node: str, dataset: str, array: str, chunks: list[int]) -> None:
+        """A node gave up its replicas of `chunks`."""
+        self.inventory.withdraw(node, (dataset, array), chunks)
+
     async def handle_drop(self, dataset: str, array: str | None = None) -> None:
         """A dataset, or an array of it, was removed from the nodes."""
         self.inventory.drop(dataset, array)
@@ -499,6 +503,7 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     plugin = GpuflowPlugin(scheduler)
     scheduler.handlers["gf_sync"] = plugin.handle_sync
     scheduler.handlers["gf_info"] = plugin.handle_info
+    scheduler.handlers["gf_withdraw"] = plugin.handle_withdraw
     scheduler.handlers["gf_drop"] = plugin.handle_drop
     scheduler.handlers["gf_wrote"] = plugin.handle_wrote
     scheduler.handlers["gf_locate"] = plugin.handle_locate

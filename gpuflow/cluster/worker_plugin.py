@@ -37,6 +37,8 @@ class NodeRuntime:
     def __init__(self, worker: Worker, store: NodeStore) -> None:
         self.worker, self.store, self.slots = worker, store, Slots()
         self.committer = ThreadPoolExecutor(worker.state.nthreads, thread_name_prefix="commit")  # threads that wait for the disk
+        self.given_up = set[str]()
+        """Runs that have waited in vain for a node to come back."""
         self.serving, self.peers = Serving(store), Peers(worker)
 
     def info(self, worker: Worker) -> dict[str, Any]:

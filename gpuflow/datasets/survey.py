@@ -49,6 +49,11 @@ class Survey:
             self._tables[key] = merge({node: held.get(key[:2], none) for node, held in self._replicas.items()}, count)
         return self._tables[key]
 
+    def held(self, dataset: str, array: str) -> dict[str, NDArray[Any]]:
+        """What each node has of an array, REPLICA_DTYPE; whatever generation."""
+        none = np.empty(0, REPLICA_DTYPE)
+        return {node: held.get((dataset, array), none) for node, held in self._replicas.items()}
+
 
 def survey(nodes: Nodes, datasets: Sequence[str], selects: Callable[[str], bool]) -> Survey:
     """Ask. selects: which arrays of `datasets`, as far as these are there, tables are wanted of."""

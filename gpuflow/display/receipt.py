@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -36,12 +36,21 @@ def receipt_rows(receipt: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("status", f"[{_STATUS_STYLE[status]}]{status}[/]"),
         ("chunks", f"{chunks['total']}: {counts}"),
+        *_healed(receipt["healed"]),
+        *([("dropped", f"{receipt['dropped']} copies that are not wanted any more")] if receipt["dropped"] else []),
         ("bytes", ", ".join(f"{name} {format_nbytes(nbytes[name])}" for name in ("read", "written", "shipped"))),
         ("locality", _locality(locality)),
         ("time", f"{format_seconds(seconds['wall'])} in all; threads spent " + _stages(seconds, stages)),
         *_bound(receipt.get("bound_by")),
         ("nodes", ", ".join(f"{escape(node)}: {part['chunks']}" for node, part in receipt["nodes"].items())),
     ] + ([("routing", "strict: this Dask version is outside the tested range")] if receipt["routing"] != "late" else [])
+
+
+def _healed(healed: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
+    """Damaged chunks that were made good; nothing where there were none."""
+    names = [f"{escape(each['chunk'])} ({each['how']})" for each in healed[:_FAILURES_SHOWN]]
+    more = f" and {len(healed) - len(names)} more" if len(healed) > len(names) else ""
+    return [("healed", f"damaged: {', '.join(names)}{more}")] if healed else []
 
 
 def _locality(locality: Mapping[str, Any]) -> str:

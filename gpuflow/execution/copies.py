@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
+from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.datasets.repair import copies_to_make
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ClusterError, NotFound
+from gpuflow.execution.dropping import drop_surplus, racks_in, room_of
 from gpuflow.execution.lane import Lane
 from gpuflow.execution.pace import at_rate
 from gpuflow.execution.passes import Run
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.submit import Batch, Progress, Silent
 from gpuflow.execution.tally import Failure
-from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.units import format_nbytes
 
 _ROUNDS = 5
 _COPY_PATIENCE_SECONDS = 10.0  # for a node that is to have a copy: its worker may be started again; else another one gets it
@@ -56,34 +58,46 @@ class CopyJob:
 def replicate(
     connection: Connection, name: str, wanted: int, *, rate: float | None = None, progress: Progress | None = None
 ) -> Receipt:
-    """Have at least `wanted` copies of every chunk of a dataset, now and after every run that changes it. rate: bytes/s that each node
-    takes at most. ClusterError when there are not so many nodes."""
+    """Have `wanted` copies of every chunk of a dataset, now and after every run that changes it: copies are made, or dropped down to as
+    many as it may have, and with them what lies about of older generations. rate: bytes/s that each node takes at most.
+
+    ClusterError when there are not so many nodes, or no room on them; NameTaken when copies are to be dropped while a run changes the
+    dataset in place."""
     began = time.monotonic()
     connection.ask("gf_sync")
     record = catalog.find(connection, name)
     run = Run(connection, record, progress or Silent())
     work = _missing(run, record, _found(run), wanted, rate=rate)
-    kept = {"min": wanted, "max": max(wanted, record.replicas["max"])}
+    _check_room(run, [work])
+    most = record.replicas["max"]
+    kept = {"min": wanted, "max": max(wanted, most) if most > record.replicas["min"] else wanted}
     if kept != dict(record.replicas):
         catalog.publish(connection, record.next(replicas=kept))
     run.submit("copy", work)
-    return _receipt(run, f"{name}: {wanted} copies", name, work, began)
+    if not run.stopped:
+        drop_surplus(run, kept["max"], rate)
+    return receipt_of(run, f"{name}: {wanted} copies", work, began)
 
 
 def drain(connection: Connection, node: str, *, rate: float | None = None, progress: Progress | None = None) -> list[Receipt]:
     """Copies elsewhere of all that `node` holds, so that it may leave. NotFound when there is no such node; ClusterError when the others
-    are too few for the copies that a dataset is to have."""
+    are too few for the copies that a dataset is to have, or have no room for them."""
     if node not in connection.nodes():
         raise NotFound("node", node, sorted(connection.nodes()))
     connection.ask("gf_sync")
     receipts, records = [], catalog.records(connection)
+    planned: dict[str, tuple[Run, list[Batch]]] = {}
     for record in records.values():
         check_nodes(connection, record, leaving=1)
     for name, record in records.items():
-        began, run = time.monotonic(), Run(connection, record, progress or Silent())
-        work = _missing(run, record, _found(run), record.replicas["min"], frozenset([node]), rate)
+        run = Run(connection, record, progress or Silent())
+        planned[name] = run, _missing(run, record, _found(run), record.replicas["min"], frozenset([node]), rate)
+    if planned:
+        _check_room(next(iter(planned.values()))[0], [work for _, work in planned.values()])
+    for name, (run, work) in planned.items():
+        began = time.monotonic()
         run.submit("copy", work)
-        receipts.append(_receipt(run, f"{name}: away from {node}", name, work, began))
+        receipts.append(receipt_of(run, f"{name}: away from {node}", work, began))
     return receipts
 
 
@@ -95,6 +109,19 @@ def check_nodes(connection: Connection, record: DatasetRecord, leaving: int = 0)
         raise ClusterError(
             f"dataset {record.name!r} is to have {wanted} copies of each chunk, for which {left} nodes are left", hint
         )
+
+
+def _check_room(run: Run, work: Sequence[Sequence[Batch]]) -> None:
+    """ClusterError when a node has no room for what it is to get."""
+    wanted: Counter[str] = Counter()
+    for batch in (batch for part in work for batch in part):
+        wanted[str(batch.group.node)] += batch.group.nbytes
+    for node, room in run.connection.each_node(room_of).items():
+        if wanted[node] > room.free_nbytes:
+            reason = (
+                f"node {node} has {format_nbytes(room.free_nbytes)} free, and is to get copies of {format_nbytes(wanted[node])}"
+            )
+            raise ClusterError(reason, "free some space, or start another node; nothing was copied")
 
 
 def keep_up(run: Run, record: DatasetRecord, pending: Callable[[Survey], Sequence[Batch]]) -> None:
@@ -136,6 +163,7 @@ def _aside(run: Run, source: DatasetRecord, title: str, work: Sequence[Batch]) -
     tally.remote_chunks += other.remote_chunks
     tally.shipped += other.shipped
     tally.shipped_why.update(other.shipped_why)
+    tally.healed += other.healed
     run.outcome.interrupted |= aside.outcome.interrupted
     return other.failures
 
@@ -166,27 +194,32 @@ def _missing(
     run: Run, record: DatasetRecord, found: Survey, wanted: int, leaving: Set[str] = frozenset(), rate: float | None = None
 ) -> list[Batch]:
     """Work for the copies that are missing of `record`."""
-    threads, copying = run.threads(), replace(run, source=record)
-    free = run.connection.each_node(_free_nbytes)
-    work = []
+    room, work = run.connection.each_node(room_of), list[Batch]()
     for path, metadata in record.metadata.items():
         table = found.table(record.name, path, metadata.grid.size)
-        for node, chunks in copies_to_make(table, wanted, free, leaving).items():
-            job = CopyJob((record,), rate=rate / threads.get(node, 1) if rate else None)
-            work += copying.pinned(job, path, {node: chunks}, table)
+        free, racks = {node: each.free_nbytes for node, each in room.items()}, racks_in(room)
+        work += copying_work(run, record, path, copies_to_make(table, wanted, free, leaving, racks), table, rate)
     return work
 
 
-def _free_nbytes(store: NodeStore) -> int:
-    return shutil.disk_usage(store.root).free
+def copying_work(
+    run: Run, record: DatasetRecord, array: str, by_node: Mapping[str, Sequence[int]], table: ChunkTable, rate: float | None
+) -> list[Batch]:
+    """For chunks of an array of `record` that nodes are to get, at `rate` bytes/s of each."""
+    threads, copying, work = run.threads(), replace(run, source=record), list[Batch]()
+    for node, chunks in by_node.items():
+        job = CopyJob((record,), rate=rate / threads.get(node, 1) if rate else None)
+        work += copying.pinned(job, array, {node: chunks}, table)
+    return work
 
 
-def _receipt(run: Run, what: str, name: str, work: Sequence[Batch], began: float) -> Receipt:
+def receipt_of(run: Run, what: str, work: Sequence[Batch], began: float) -> Receipt:
+    """Of a run that copies."""
     return Receipt(
         run_id=run.run_id,
         pipeline=what,
         fingerprint="",
-        target=name,
+        target=run.source.name,
         routing=run.connection.info()["routing"],
         total=sum(len(batch.group.chunks) for batch in work) + len(run.outcome.tally.failures),
         planned_skips=0,

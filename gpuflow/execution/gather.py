@@ -5,6 +5,7 @@ the chunk as it is stored where all of it is needed."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -27,6 +28,8 @@ from gpuflow.storage.buffers import ALIGNMENT
 from gpuflow.storage.codecs import Block
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.record import DatasetRecord
+
+_LOOK_SECONDS = 0.25  # between looks whether a node is back
 
 GATHERED = "gathered"
 """Why parts of chunks are shipped: what is computed from them lies on another node than they do."""
@@ -54,9 +57,17 @@ class Gathering:
     """What the chunks of a group are computed from, in the memory of the lane's slot. Neighbours have one box together."""
 
     def __init__(
-        self, lane: Lane, source: DatasetRecord, flow: Flow, specs: Sequence[ArraySpec], grid: Grid, chunks: Sequence[int]
+        self,
+        lane: Lane,
+        source: DatasetRecord,
+        flow: Flow,
+        specs: Sequence[ArraySpec],
+        grid: Grid,
+        chunks: Sequence[int],
+        patience_seconds: float,
     ) -> None:
-        """grid: of the flow's result; chunks: of it, those that are wanted."""
+        """grid: of the flow's result; chunks: of it, those that are wanted. patience_seconds: see `Run`."""
+        self._patience_seconds = patience_seconds
         self._lane, self._source, self._flow, self._specs, self._grid = lane, source, flow, specs, grid
         self._sources = {path: source.array(path) for path in flow.paths}
         self._boxes: dict[int, dict[str, tuple[Region, Block]]] = {}
@@ -105,17 +116,32 @@ class Gathering:
         holders = runtime.locate(self._source.name, path, numbers)
         own = runtime.worker.address
         here = [number for number in numbers if own in holders[number]]
-        away = [number for number in numbers if own not in holders[number]]
-        grid = self._source.array(path).grid
-        whole = [number for number in away if _is_whole(parts[number], grid.extent(number))]
-        cut = [number for number in away if number not in set(whole)]
         replicas = self._lane.store.manifest.replicas_of(self._source.name, path, here)
-        for number in here:
-            self._read_here(path, number, parts[number], replicas.get(number))
-        self._read_away(path, whole, parts, holders, None)
-        self._read_away(path, cut, parts, holders, {number: parts[number].boxes for number in cut})
+        damaged = {number for number in here if not self._read_here(path, number, parts[number], replicas.get(number))}
+        elsewhere = {number for number in damaged if set(holders[number]) - {own}}
+        if damaged:
+            runtime.report_lack(self._source.name, path, sorted(damaged))
+        self._read_elsewhere(path, [n for n in numbers if own not in holders[n] or n in elsewhere], parts, holders)
 
-    def _read_here(self, path: str, number: int, part: _Part, replica: Replica | None) -> None:
+    def _read_elsewhere(self, path: str, away: Sequence[int], parts: Mapping[int, _Part], holders: Holders) -> None:
+        """Chunks that lie on other nodes. For one that no live node has, a node is waited for, which may be starting again; once a run."""
+        runtime, grid, run = self._lane.runtime, self._source.array(path).grid, self._lane.group.run
+        deadline = time.monotonic() + (0 if run in runtime.given_up else self._patience_seconds)
+        while away:
+            whole = {number for number in away if _is_whole(parts[number], grid.extent(number))}
+            cut = [number for number in away if number not in whole]
+            self._read_away(path, sorted(whole), parts, holders, None)
+            self._read_away(path, cut, parts, holders, {number: parts[number].boxes for number in cut})
+            away = [number for number in away if isinstance(self._failed.get((path, number)), ChunkLost)]
+            if away and time.monotonic() > deadline:
+                runtime.given_up.add(run)
+                return
+            if away:
+                time.sleep(_LOOK_SECONDS)
+                holders = runtime.locate(self._source.name, path, away)
+
+    def _read_here(self, path: str, number: int, part: _Part, replica: Replica | None) -> bool:
+        """Whether it is here, and sound."""
         lane = self._lane
         try:
             with lane.tally.timed("decode"):
@@ -127,10 +153,11 @@ class Gathering:
                     place[...] = block[box]
         except GpuflowError as error:
             self._failed[path, number] = error
-            return
+            return False
         lane.tally.read += replica.nbytes
         lane.tally.local_chunks += 1
         self._digests[path][number] = np.void(replica.digest)
+        return True
 
     def _read_away(
         self,
@@ -165,6 +192,7 @@ class Gathering:
             lane.tally.shipped_why[GATHERED] += len(data)
             lane.tally.read += len(data)
             lane.tally.remote_chunks += 1
+            self._failed.pop((path, number), None)  # what was damaged here
             self._digests[path][number] = np.void(replica.digest)
         transfer.close()
         lane.runtime.announce([], (len(numbers), transfer.nbytes, transfer.seconds))

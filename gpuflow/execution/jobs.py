@@ -203,13 +203,15 @@ class StatisticsJob:
 class GatherJob:
     """Chunks of `target`, each computed by `flow` from parts of several chunks of the source.
 
-    records: the source, and the dataset that is written. made_by: fingerprint of the flow and the stored form."""
+    records: the source, and the dataset that is written. made_by: fingerprint of the flow and the stored form.
+    patience_seconds: see `Run`."""
 
     records: tuple[DatasetRecord, ...]
     flow: Flow
     made_by: str
     durable: bool = True
     backend: Backend = "numba"
+    patience_seconds: float = 0.0
 
     @property
     def target(self) -> str:
@@ -236,7 +238,7 @@ class GatherJob:
         specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
             wanted = [number for number in lane.group.chunks if not is_done(number)]
-            lane.shared = Gathering(lane, self.records[0], self.flow, specs, grid, wanted)
+            lane.shared = Gathering(lane, self.records[0], self.flow, specs, grid, wanted, self.patience_seconds)
         boxes, found = lane.shared.take(chunk)
         if found != inputs[chunk]:
             raise SourceChanged(self.records[0].name)
@@ -267,6 +269,7 @@ class GatherStatisticsJob:
     request: Request
     durable: bool = True
     backend: Backend = "numba"
+    patience_seconds: float = 0.0
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
@@ -277,7 +280,7 @@ class GatherStatisticsJob:
         """Of one part, placed in the kept axes of the whole."""
         specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
-            lane.shared = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks)
+            lane.shared = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks, self.patience_seconds)
         boxes, _ = lane.shared.take(chunk)
         region, keep = self.grid.region(chunk), self.request.keep
         set_place(lane, lane.codec.metadata, region, self.flow.applied)

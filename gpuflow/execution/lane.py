@@ -19,7 +19,7 @@ from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
-from gpuflow.execution.tally import Failure, Tally
+from gpuflow.execution.tally import Failure, Healed, Tally
 from gpuflow.steps.fuse import Kernel
 from gpuflow.storage.buffers import Slot
 from gpuflow.storage.codecs import ArrayCodec
@@ -34,6 +34,10 @@ HOLDER_LOST = "holder_lost"
 """Why a chunk is shipped to a node that was taken to hold it, or holds others of its group and no node holds all of them any more."""
 COPY = "copies"
 """Why it is shipped to a node that is named: that one is to hold it too."""
+REPAIR = "repair"
+"""Why it is shipped to a node that has it damaged."""
+COPIED = "copied"
+"""How that is made good."""
 
 _GROUP_NBYTES = 64 * 2**20  # staged bytes that are committed together: little to do again after a crash
 _DURABLE_NBYTES = (
@@ -158,9 +162,9 @@ class Lane:
     def _locate(self, chunks: Sequence[int]) -> Holders:
         return self.runtime.locate(self.group.dataset, self.group.array, chunks)
 
-    def read(self, chunk: int) -> tuple[Replica, bytes | memoryview[int]]:
+    def read(self, chunk: int, *, heal: bool = True) -> tuple[Replica, bytes | memoryview[int]]:
         """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
-        slot's first buffer, until the next read."""
+        slot's first buffer, until the next read. heal: what is damaged here is made good by what a peer has."""
         group = self.group
         if not self.holds(chunk):
             return self.fetch(chunk)
@@ -169,7 +173,7 @@ class Lane:
             path = f"{self._folder}/{self.codec.metadata.key(chunk)}"
             data: bytes | memoryview[int] | None = self.store.read_known(path, replica, self.slot.stored)
             if data is None:
-                replica, data = self._read_anew(chunk)
+                replica, data = self._read_anew(chunk, heal)
         self.tally.read += replica.nbytes
         self.tally.local_chunks += 1
         return replica, data
@@ -184,15 +188,40 @@ class Lane:
     def _following(self) -> dict[int, int]:
         return dict(pairwise(self.group.chunks))
 
-    def _read_anew(self, chunk: int) -> tuple[Replica, bytes]:
+    def _read_anew(self, chunk: int, heal: bool) -> tuple[Replica, bytes | memoryview[int]]:
         """Of a chunk that is no longer what it was when the group began."""
         try:
             return self.store.read(self.group.dataset, self.group.array, chunk)
-        except (ChunkCorrupt, ChunkLost):
-            if set(self._locate([chunk])[chunk]) - {self.runtime.worker.address}:
+        except (ChunkCorrupt, ChunkLost) as error:
+            others = set(self._locate([chunk])[chunk]) - {self.runtime.worker.address}
+            healed = self._heal(chunk, sorted(others)) if heal and others and isinstance(error, ChunkCorrupt) else None
+            if healed is not None:
+                return healed
+            if others:
                 self.runtime.report_lack(self.group.dataset, self.group.array, [chunk])
                 self._elsewhere.add(chunk)
             raise
+
+    def _heal(self, chunk: int, others: list[str]) -> tuple[Replica, memoryview[int]] | None:
+        """What a peer has of a chunk that is damaged here, in the place of that. None when none has it whole, or it cannot be kept."""
+        dataset, array, here = self.group.dataset, self.group.array, self.there(self.group.dataset)[chunk]
+        transfer = Transfer(self.runtime.peers, self.group, [chunk], {chunk: others}, self._locate)
+        try:
+            with self.tally.timed("transfer"):
+                replica, data = transfer.take(chunk, self._name(chunk))
+            with self.tally.timed("commit"):
+                self.store.commit([self.store.stage_copy(replica, data, replaces=here.generation)])
+        except GpuflowError as error:
+            logger.warning("chunk %s stays damaged on node %s: %s", self._name(chunk), self.store.node_id, error)
+            return None
+        finally:
+            transfer.close()
+        logger.warning("chunk %s was damaged on node %s, and was copied anew", self._name(chunk), self.store.node_id)
+        self.runtime.announce([(dataset, array, [chunk], [replica.generation])], (1, transfer.nbytes, transfer.seconds))
+        self.tally.shipped += len(data)
+        self.tally.shipped_why[REPAIR] += len(data)
+        self.tally.healed.append(Healed(self._name(chunk), self.store.node_id, COPIED))
+        return replica, data
 
     def fetch(self, chunk: int) -> tuple[Replica, memoryview[int]]:
         """The verified bytes of a chunk from a peer."""
@@ -327,7 +356,8 @@ class Lane:
         text = getattr(error, "said", "") if own else "".join(traceback.format_exception(error))
         shown = str(error) if own else f"{type(error).__name__}: {error}"
         retry = isinstance(error, ChunkLost | GroupNotCommitted) or chunk in self._elsewhere
-        self.tally.failures.append(Failure(self._name(chunk), chunk, self.store.node_id, shown, text, retry))
+        damaged = error.chunk if isinstance(error, ChunkCorrupt) else ""
+        self.tally.failures.append(Failure(self._name(chunk), chunk, self.store.node_id, shown, text, retry, damaged))
         logger.info("chunk %s failed: %s", self._name(chunk), shown)
 
     def _name(self, chunk: int, dataset: str | None = None) -> str:

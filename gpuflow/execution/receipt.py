@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class Receipt:
 
     def to_dict(self) -> dict[str, Any]:
         """As `--report` writes it. bytes are encoded bytes; seconds other than wall are thread-seconds; wait: thread-seconds without
-        work while chunks waited for their holder; reasons: chunks by why their task went where it went."""
+        work while chunks waited for their holder; reasons: chunks by why their task went where it went; healed: damaged chunks that
+        were made good on the way; dropped: replicas that were given up."""
         tally = self.outcome.tally
         return {
             "run_id": self.run_id,
@@ -67,6 +68,8 @@ class Receipt:
                 "chunks": self.statistics_chunks,
                 **({"arrays": dict(self.results)} if self.results is not None else {}),
             },
+            "dropped": tally.dropped,
+            "healed": [asdict(each) for each in tally.healed],
             "bytes": {"read": tally.read, "written": tally.written, "shipped": tally.shipped, "sent": self.sent},
             "locality": {
                 "local_chunks": tally.local_chunks,

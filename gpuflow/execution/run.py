@@ -178,7 +178,8 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
     records = (plan.source,) if in_place else (plan.source, record)
     job: Job
     if array.gathered:
-        gather = GatherJob(records, array.flow, part.made_by, durable, select_backend(plan.spec.run.backend))
+        backend = select_backend(plan.spec.run.backend)
+        gather = GatherJob(records, array.flow, part.made_by, durable, backend, run.patience_seconds)
         return run.gathered(gather, plan.target, array.path, part, sharing(array, room))
     if array.carried:
         job = CarryJob(records, plan.target, part.made_by, durable)

@@ -12,7 +12,7 @@ from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.execution.lane import Lane
 from gpuflow.execution.pace import at_rate
 from gpuflow.execution.passes import Run
-from gpuflow.execution.submit import Outcome
+from gpuflow.execution.submit import Batch, Outcome
 from gpuflow.storage.record import DatasetRecord
 
 Chunks = NDArray[np.int64]
@@ -35,7 +35,7 @@ class ScrubJob:
         if not self.rate:
             lane.read_ahead(chunk)
         with at_rate(self.rate) as moved:
-            replica, _ = lane.read(chunk)
+            replica, _ = lane.read(chunk, heal=False)
             moved.append(replica.nbytes)
         lane.keep(chunk, None)
 
@@ -48,11 +48,20 @@ def verify(run: Run, tables: Mapping[str, ChunkTable], chunks: Mapping[str, Chun
     damaged."""
     work = []
     for array, wanted in chunks.items():
-        for node, held in held_by(tables[array], wanted).items():
-            threads = run.threads().get(node, 1)
-            job = ScrubJob((run.source,), rate / threads if rate else None)
-            work += run.pinned(job, array, {node: held}, tables[array])
+        work += reading_work(run, array, held_by(tables[array], wanted), tables[array], rate)
     return run.submit("scrub", work)
+
+
+def reading_work(
+    run: Run, array: str, by_node: Mapping[str, list[int]], table: ChunkTable, rate: float | None = None
+) -> list[Batch]:
+    """For replicas of an array that nodes are to read and verify, at `rate` bytes/s of each."""
+    work = []
+    for node, held in by_node.items():
+        threads = run.threads().get(node, 1)
+        job = ScrubJob((run.source,), rate / threads if rate else None)
+        work += run.pinned(job, array, {node: held}, table)
+    return work
 
 
 def held_by(table: ChunkTable, wanted: Chunks) -> dict[str, list[int]]:

@@ -98,7 +98,7 @@ def reduce_flow(run: Run, found: Survey, flow: Flow, request: Request, backend: 
     part = plan_chunks(array, made_by, tables, nothing)
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
-    job: Job = GatherStatisticsJob((run.source,), flow, grid, request, backend=backend)
+    job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.patience_seconds)
     together = sharing(array, gather_nbytes(rooms(run.connection)))
     return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size)
 

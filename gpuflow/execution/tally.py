@@ -13,7 +13,8 @@ STAGES = ("read", "decode", "compute", "encode", "commit", "transfer")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried."""
+    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried. damaged: the chunk whose bytes
+    are not those that were committed."""
 
     chunk: str
     index: int
@@ -21,16 +22,27 @@ class Failure:
     error: str
     traceback: str = ""
     retry: bool = False
+    damaged: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in a receipt."""
         return {"chunk": self.chunk, "node": self.node, "error": self.error, "traceback": self.traceback}
 
 
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """A chunk that was damaged on a node, and how it was made good."""
+
+    chunk: str
+    node: str
+    how: str
+
+
 @dataclass(slots=True)
 class Tally:
     """shipped: chunk bytes that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as
-    further replicas. by_node: chunks done on each node."""
+    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way.
+    dropped: replicas that were given up."""
 
     done: int = 0
     skipped: int = 0
@@ -43,15 +55,18 @@ class Tally:
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     by_node: Counter[str] = field(default_factory=Counter)
     shipped_why: Counter[str] = field(default_factory=Counter)
+    dropped: int = 0
+    healed: list[Healed] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
         """Take over everything that `other` counted."""
-        for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks"):
+        for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks", "dropped"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
         self.by_node.update(other.by_node)
         self.shipped_why.update(other.shipped_why)
+        self.healed += other.healed
         self.failures += other.failures
 
     def timed(self, stage: str) -> _Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,13 +14,16 @@ from gpuflow.datasets import catalog
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import CannotRepair, GpuflowError
 from gpuflow.execution.copies import copy_anew
+from gpuflow.execution.lane import COPIED
 from gpuflow.execution.passes import Run
 from gpuflow.execution.run import look, plan_all_chunks, prepare, run_pipeline
 from gpuflow.execution.scrub import Chunks, verify
 from gpuflow.execution.statistics import look_up
 from gpuflow.execution.submit import Progress, Silent
+from gpuflow.execution.tally import Failure
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
+from gpuflow.pipelines.history import split_address
 from gpuflow.pipelines.load import from_dict
 from gpuflow.storage.record import DatasetRecord
 
@@ -80,16 +83,7 @@ def scrub_dataset(
     findings = _check(run, found, everything, rate)
     tally, notes = run.outcome.tally, list[str]()
     if repair and findings and not run.outcome.interrupted:
-        for how, redo in (("copied", _copy), _AGAIN.get(record.origin.get("kind", ""), ("", _cannot))):
-            left = [finding for finding in findings if not finding.repaired]
-            if not left:
-                break
-            try:
-                redo(connection, record, left)
-            except (GpuflowError, ArithmeticError) as error:
-                notes.append(str(error))
-            still = _check(Run(connection, record), _look(connection, name), _chunks_of(left))
-            findings = _mark(findings, still, how)
+        findings, notes = _repair(connection, record, findings)
     return ScrubReport(
         name,
         tally.done + len(tally.failures),
@@ -99,6 +93,35 @@ def scrub_dataset(
         tuple(notes),
         run.outcome.interrupted,
     )
+
+
+def heal(connection: Connection, record: DatasetRecord, failures: Sequence[Failure]) -> tuple[list[Finding], list[str]]:
+    """Make good those chunks of a dataset that a run found damaged: what is wrong with them and how it was repaired, and why it was not."""
+    numbers: dict[str, set[int]] = {}
+    for name in {failure.damaged for failure in failures if failure.damaged.startswith(f"{record.name}/")}:
+        path, number = split_address(record, name.removeprefix(f"{record.name}/"))
+        assert path is not None, name
+        assert number is not None, name
+        numbers.setdefault(path, set()).add(number)
+    chunks = {path: np.array(sorted(found), np.int64) for path, found in numbers.items()}
+    findings = _check(Run(connection, record), _look(connection, record.name), chunks)
+    return _repair(connection, record, findings) if findings else ([], [])
+
+
+def _repair(connection: Connection, record: DatasetRecord, findings: list[Finding]) -> tuple[list[Finding], list[str]]:
+    """The findings, those that were repaired marked so; and why others were not."""
+    notes: list[str] = []
+    for how, redo in ((COPIED, _copy), _AGAIN.get(record.origin.get("kind", ""), ("", _cannot))):
+        left = [finding for finding in findings if not finding.repaired]
+        if not left:
+            break
+        try:
+            redo(connection, record, left)
+        except (GpuflowError, ArithmeticError) as error:
+            notes.append(str(error))
+        still = _check(Run(connection, record), _look(connection, record.name), _chunks_of(left))
+        findings = _mark(findings, still, how)
+    return findings, notes
 
 
 def _look(connection: Connection, name: str) -> Survey:
@@ -118,8 +141,13 @@ def _check(run: Run, found: Survey, chunks: dict[str, Chunks], rate: float | Non
         Finding(failure.chunk, path, failure.index, failure.node, failure.error)
         for failure in run.outcome.tally.failures
         for path in tables
-        if failure.index < record.array(path).grid.size and record.chunk_name(path, failure.index) == failure.chunk
+        if _is_of(record, path, failure)
     ]
+
+
+def _is_of(record: DatasetRecord, path: str, failure: Failure) -> bool:
+    """Whether it is about a chunk of that array."""
+    return failure.index < record.array(path).grid.size and record.chunk_name(path, failure.index) == failure.chunk
 
 
 def _chunks_of(findings: Iterable[Finding]) -> dict[str, Chunks]:

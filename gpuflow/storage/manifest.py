@@ -10,7 +10,7 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -303,6 +303,16 @@ class Manifest:
                     self._connection.execute(
                         "UPDATE replica SET damaged = ?, seal = ? WHERE array = ? AND chunk = ?", (damaged, seal, number, chunk)
                     )
+
+    def forget(self, dataset: str, array: str, generations: Mapping[int, int]) -> list[int]:
+        """Delete the rows of chunks that are at the given generations and that no commit is under way of. Which they were."""
+        with self.transaction():
+            number = self._array_id(dataset, array)
+            here = self.replicas_of(dataset, array, list(generations))
+            busy = set(self._at([(number, chunk) for chunk in here], "SELECT array, chunk FROM intent"))
+            gone = [c for c, replica in here.items() if replica.generation == generations[c] and (number, c) not in busy]
+            self._at([(number, chunk) for chunk in gone], "DELETE FROM replica")
+            return sorted(gone)
 
     # -- commits --------------------------------------------------------------------------------------------------------------
 

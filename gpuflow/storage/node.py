@@ -65,8 +65,11 @@ class Staged:
 class NodeStore:
     """A store root opened by this process. Thread-safe."""
 
-    def __init__(self, root: str | os.PathLike[str], *, name: str | None = None, create: bool = True) -> None:
-        """`name` goes into a new node's id. Without `create`, a root that is not a store is a StoreError."""
+    def __init__(
+        self, root: str | os.PathLike[str], *, name: str | None = None, rack: str | None = None, create: bool = True
+    ) -> None:
+        """`name` goes into a new node's id; `rack`, which the node keeps, is where it stands. Without `create`, a root that is not a store
+        is a StoreError."""
         self.root = Path(root).absolute()
         self._lock = threading.Lock()
         self._writer: Writer | None = None
@@ -79,7 +82,7 @@ class NodeStore:
                 if create:
                     make_directories(self.root / "datasets")
                     make_directories(self.root / "staging")
-                self.node_id = self._identity(name, create)
+                self.node_id, self.rack = self._identity(name, rack, create)
                 if not (self.root / "manifest.sqlite").exists() and any((self.root / "datasets").glob("*")):
                     raise StoreError(str(self.root), "its manifest.sqlite is lost", "run `gpuflow doctor --rebuild`")
                 self.manifest = Manifest(self.root / "manifest.sqlite", create=create)
@@ -87,7 +90,8 @@ class NodeStore:
             self._close_writer()
             raise
 
-    def _identity(self, name: str | None, create: bool) -> str:
+    def _identity(self, name: str | None, rack: str | None, create: bool) -> tuple[str, str]:
+        """(node id, rack or "")."""
         path = self.root / "node.json"
         if not path.exists():
             if not create:
@@ -101,10 +105,14 @@ class NodeStore:
             os.unlink(temporary)
             sync_directories([self.root])
         try:
-            node_id = json.loads(read_file(path))["node_id"]
-            if not isinstance(node_id, str) or not node_id:
-                raise ValueError(f"node_id is {node_id!r}")
-            return node_id
+            known = json.loads(read_file(path))
+            node_id, kept = known["node_id"], known.get("rack", "")
+            if not isinstance(node_id, str) or not node_id or not isinstance(kept, str):
+                raise ValueError(f"node_id is {node_id!r}, rack is {kept!r}")
+            if rack is not None and rack != kept:
+                kept = rack
+                write_durably(path, json.dumps({**known, "rack": rack}).encode(), self.writer.temporary())
+            return node_id, kept
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(str(self.root), f"node.json is damaged ({error})", "restore it or choose another root") from error
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,4 +26,11 @@ def test_scrub_finds_and_repairs(tmp_path: Path) -> None:
     shown = gpuflow("scrub", "field", "--rate", "100MB", root=root)
     assert "field/data/c/2/0 on " in shown
     assert "fetched again" in shown
+    file.write_bytes(file.read_bytes()[::-1])
+    command = [sys.executable, "-m", "gpuflow", "scrub", "--follow", "--rate", "1GB", "--root", str(root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
+        assert following.stdout is not None
+        assert any("fetched again" in line for line in following.stdout)
+        following.send_signal(signal.SIGINT)
+        assert following.wait(20) == 130
     assert "is no rate; write 200MB" in gpuflow("scrub", "--rate", "fast", root=root, status=2)

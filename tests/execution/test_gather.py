@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +14,15 @@ import pytest
 import zarr
 from scipy import ndimage
 
-from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.connection import Connection, connect
 from gpuflow.datasets import catalog
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import run_pipeline
+from gpuflow.objectstore.healing import run_and_heal
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import from_dict
-from tests.helpers import read_back
+from tests.helpers import read_back, read_embedded
 
 SHAPE = (20, 96, 80)
 
@@ -129,3 +134,57 @@ def test_a_damaged_chunk_of_the_source_is_named_and_the_others_go_on(
     receipt = run_pipeline(three_nodes, spec).to_dict()
     assert (receipt["chunks"]["done"], receipt["chunks"]["failed"]) == (7, 9)
     assert all("gather-damaged/a/c/1/1" in failure["error"] for failure in receipt["failures"])
+
+
+def test_of_a_damaged_chunk_a_copy_is_taken(three_nodes: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "one.zarr"
+    array = zarr.create_group(path).create_array("a", shape=(64, 64), chunks=(16, 16), dtype="float32")
+    values = np.random.default_rng(8).normal(size=(64, 64)).astype("float32")
+    array[...] = values
+    assert ingest_source(three_nodes, open_source(path), "gather-copied", replicas={"min": 2, "max": 2}).status == "done"
+    victims = [file for root in roots_of(three_nodes) for file in (root / "datasets/gather-copied/a").glob("c/2/*")]
+    for victim in victims[:4]:  # all of one node's in that row
+        victim.write_bytes(victim.read_bytes()[:-1])
+    spec = from_dict({"source": "gather-copied", "steps": [{"difference": {"over": {0: 1}}}], "output": "gather-whole"})
+    receipt = run_pipeline(three_nodes, spec).to_dict()
+    assert receipt["status"] == "done", receipt["failures"]
+    np.testing.assert_array_equal(stored(three_nodes, "gather-whole", "a"), np.diff(values, axis=0, prepend=values[:1]))
+
+
+def test_a_worker_that_is_killed_meanwhile_does_no_harm(tmp_path: Path) -> None:
+    values = np.random.default_rng(9).normal(size=(96, 128, 128)).astype("float32")
+    np.save(tmp_path / "in.npy", values)
+    with connect(nodes=3, root=tmp_path / "root") as connection:
+        ingest_source(connection, open_source(tmp_path / "in.npy", chunk_samples=4), "data")
+        spec = from_dict({"source": "data", "steps": [{"median": {"size": {1: 9, 2: 9}}}], "output": "out"})
+        pids = connection.client.run(os.getpid)
+        victim = sorted(pids.values())[1]
+
+        def kill() -> None:
+            while not any((tmp_path / "root").rglob("datasets/out/data/c/*/0/0")):
+                time.sleep(0.01)
+            os.kill(victim, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        receipt = run_pipeline(connection, spec).to_dict()
+        killer.join()
+        assert receipt["status"] == "done", receipt["failures"]
+        assert victim not in connection.client.run(os.getpid).values()
+    expected = ndimage.median_filter(values, (1, 9, 9))
+    np.testing.assert_array_equal(read_embedded(tmp_path / "root", "out", "data"), expected)
+
+
+def test_a_damaged_chunk_is_made_good_from_its_origin_on_the_way(three_nodes: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "one.zarr"
+    array = zarr.create_group(path).create_array("a", shape=(64, 64), chunks=(16, 16), dtype="float32")
+    values = np.random.default_rng(8).normal(size=(64, 64)).astype("float32")
+    array[...] = values
+    assert ingest_source(three_nodes, open_source(path), "gather-healed").status == "done"
+    victim = next(file for root in roots_of(three_nodes) for file in (root / "datasets/gather-healed/a").glob("c/2/1"))
+    victim.write_bytes(victim.read_bytes()[:-1])
+    spec = from_dict({"source": "gather-healed", "steps": [{"difference": {"over": {0: 1}}}], "output": "gather-made-good"})
+    receipt = run_and_heal(three_nodes, spec).to_dict()
+    assert receipt["status"] == "done", receipt["failures"]
+    assert [each["chunk"] for each in receipt["healed"]] == ["gather-healed/a/c/2/1"]
+    np.testing.assert_array_equal(stored(three_nodes, "gather-made-good", "a"), np.diff(values, axis=0, prepend=values[:1]))

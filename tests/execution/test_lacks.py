@@ -1,4 +1,4 @@
-"""Replicas that are not there, or damaged, while others hold the same chunks: nothing fails, and the scheduler learns of it."""
+"""Replicas that are not there, or damaged, while others hold the same chunks: nothing fails, and what is damaged is made good."""
 
 from __future__ import annotations
 
@@ -75,29 +75,46 @@ def expected() -> Any:
     return 2 * np.repeat(280 + np.arange(CHUNKS) % 7, SIZE).astype("float32")
 
 
-@pytest.mark.parametrize(("dataset", "damage"), [("missing-files", remove_files), ("flipped", flip), ("rows", remove_rows)])
-def test_the_other_holder_does_what_one_cannot_serve(two_nodes: Connection, root: Path, dataset: str, damage: Any) -> None:
-    assert holders(two_nodes, dataset, BAD) == {("node0", "node1")}
+def test_the_other_holder_does_what_one_does_not_have(two_nodes: Connection, root: Path) -> None:
+    assert holders(two_nodes, "rows", BAD) == {("node0", "node1")}
+    remove_rows(root, "rows")
+    receipt = run(two_nodes, "rows", "rows-out").to_dict()
+    assert receipt["failures"] == []
+    assert receipt["chunks"] == {"total": CHUNKS, "done": CHUNKS, "skipped": 0, "failed": 0}
+    np.testing.assert_array_equal(read_embedded(root, "rows-out", ARRAY), expected())
+    good = [chunk for chunk in range(CHUNKS) if chunk not in BAD]
+    assert holders(two_nodes, "rows", good) == {("node0", "node1")}
+    seen = holders(two_nodes, "rows", BAD)
+    assert ("node1",) in seen, "what node0 was given of them, it could not serve, and said so"
+    assert seen <= {("node1",), ("node0", "node1")}
+    again = run(two_nodes, "rows", "rows-again").to_dict()
+    assert (again["failures"], again["chunks"]["done"]) == ([], CHUNKS)
+
+
+@pytest.mark.parametrize(("dataset", "damage"), [("missing-files", remove_files), ("flipped", flip)])
+def test_what_is_damaged_is_made_good_on_the_way(two_nodes: Connection, root: Path, dataset: str, damage: Any) -> None:
     damage(root, dataset)
     receipt = run(two_nodes, dataset, f"{dataset}-out").to_dict()
     assert receipt["failures"] == []
     assert receipt["chunks"] == {"total": CHUNKS, "done": CHUNKS, "skipped": 0, "failed": 0}
     np.testing.assert_array_equal(read_embedded(root, f"{dataset}-out", ARRAY), expected())
-    good = [chunk for chunk in range(CHUNKS) if chunk not in BAD]
-    assert holders(two_nodes, dataset, good) == {("node0", "node1")}
-    seen = holders(two_nodes, dataset, BAD)
-    assert ("node1",) in seen, "what node0 was given of them, it could not serve, and said so"
-    assert seen <= {("node1",), ("node0", "node1")}
-    again = run(two_nodes, dataset, f"{dataset}-again").to_dict()
-    assert (again["failures"], again["chunks"]["done"]) == ([], CHUNKS)
+    assert {each["how"] for each in receipt["healed"]} == {"copied"}
+    healed = len({each["chunk"] for each in receipt["healed"]})
+    assert 0 < healed <= len(BAD), "those that node0 was given"
+    assert receipt["locality"]["shipped_bytes"] == {"repair": 4 * SIZE * healed}
+    whole = [chunk for chunk in BAD if chunk_file(root, dataset, chunk).exists()]
+    sound = [
+        c for c in whole if chunk_file(root, dataset, c).read_bytes() == chunk_file(root / "nodes/1", dataset, c).read_bytes()
+    ]
+    assert len(sound) == healed
+    assert holders(two_nodes, dataset, sound) == {("node0", "node1")}
 
 
-def test_in_place_the_good_replica_is_changed_and_the_damaged_one_is_not_taken_for_it(two_nodes: Connection, root: Path) -> None:
+def test_in_place_a_damaged_replica_is_made_good_and_changed_once(two_nodes: Connection, root: Path) -> None:
     flip(root, "in-place")
     receipt = run(two_nodes, "in-place", {"in_place": True}).to_dict()
     assert (receipt["failures"], receipt["chunks"]["done"]) == ([], CHUNKS)
-    assert holders(two_nodes, "in-place", BAD) == {("node1",)}
-    assert receipt["bytes"]["shipped"] == 0
+    assert receipt["bytes"]["shipped"] == 4 * SIZE * len(receipt["healed"]) > 0
     np.testing.assert_array_equal(read_embedded(root, "in-place", ARRAY), expected())
 
 
