@@ -6,6 +6,7 @@ store and reads there without the network; a worker has its own node's."""
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import astuple, dataclass
@@ -37,6 +38,10 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_WINDOW, _MOMENT_SECONDS = 64, 5.0
+"""Chunks whose holders are asked for together, and how long the answer is taken for good."""
+_Addresses = dict[int, list[tuple[str, str]]]
+"""By chunk: (address of a worker that has it, its node)."""
 _READ = "read"
 """The run that chunks are sent for when they are read outside of one."""
 
@@ -47,6 +52,8 @@ class _OnCluster(Writing):
     def __init__(self, address: str, peers: Peers, ask: Callable[..., Any], here: Mapping[str, NodeStore]) -> None:
         self.address, self._peers, self._ask, self._here = address, peers, ask, here
         self.reads: Counter[str] = Counter()
+        self._located: dict[tuple[str, str, int], tuple[float, _Addresses]] = {}
+        self._records: dict[str, tuple[float, DatasetRecord]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Elsewhere, (self.address,)
@@ -117,14 +124,17 @@ class _OnCluster(Writing):
         """See `Locator`."""
         nodes: dict[str, str] = {}
 
-        def locate(chunks: Sequence[int]) -> Holders:
-            found = self._ask("gf_locate", dataset=dataset, array=array, chunks=list(chunks), named=True)
-            nodes.update(address for held in found for address in held)
-            return {at: [address for address, node in held if node not in but] for at, held in zip(chunks, found, strict=True)}
+        def serving(chunks: Sequence[int], known: _Addresses) -> Holders:
+            nodes.update(address for at in chunks for address in known[at])
+            return {at: [address for address, node in known[at] if node not in but] for at in chunks}
 
-        name = self.record(dataset).chunk_name(array, chunk)
+        def locate(chunks: Sequence[int]) -> Holders:
+            self._located.pop((dataset, array, chunk // _WINDOW), None)
+            return serving(chunks, self._locate(dataset, array, list(chunks)))
+
+        name = self._known_record(dataset).chunk_name(array, chunk)
         group = ChunkGroup(_READ, dataset, array, (chunk,), (least,), (0,), nbytes=0, work=0)
-        transfer = Transfer(self._peers, group, [chunk], locate([chunk]), locate)
+        transfer = Transfer(self._peers, group, [chunk], serving([chunk], self._near(dataset, array, chunk)), locate)
         try:
             replica, data = transfer.take(chunk, name)
         except ChunkLost as error:
@@ -134,6 +144,28 @@ class _OnCluster(Writing):
         finally:
             transfer.close()
         return Found(replica, data, nodes.get(transfer.source, transfer.source), False)
+
+    def _near(self, dataset: str, array: str, chunk: int) -> _Addresses:
+        """Who serves the chunk and those beside it, as it was a moment ago. When they do not, the transfer asks anew."""
+        key, now = (dataset, array, chunk // _WINDOW), time.monotonic()
+        asked, known = self._located.get(key, (0.0, {}))
+        if chunk not in known or now - asked > _MOMENT_SECONDS:
+            count = self._known_record(dataset).array(array).grid.size
+            start = chunk // _WINDOW * _WINDOW
+            known = self._locate(dataset, array, list(range(start, min(start + _WINDOW, count))))
+            self._located[key] = now, known
+        return known
+
+    def _locate(self, dataset: str, array: str, chunks: list[int]) -> _Addresses:
+        found = self._ask("gf_locate", dataset=dataset, array=array, chunks=chunks, named=True)
+        return dict(zip(chunks, found, strict=True))
+
+    def _known_record(self, dataset: str) -> DatasetRecord:
+        """For names and numbers of chunks: any version of the record will do, but that a dataset may have been made anew."""
+        known = self._records.get(dataset)
+        if known is None or time.monotonic() - known[0] > _MOMENT_SECONDS:
+            known = self._records[dataset] = time.monotonic(), self.record(dataset)
+        return known[1]
 
     def record(self, dataset: str) -> DatasetRecord:
         """See `Locator`."""

@@ -17,7 +17,7 @@ from gpuflow.cluster import scheduler_plugin, worker_plugin
 from gpuflow.errors import GpuflowError
 from gpuflow.settings import allow_exec, store_root
 
-_FIRST_TASK = ("gpuflow.execution.jobs", "numba")
+_FIRST_TASK = ("gpuflow.execution.jobs", "numba", "gpuflow.explore.blocks")
 """What the first task would have to import, which takes a second: named here, since it is not for this layer to use."""
 _IDLE_SECONDS = 1.0
 

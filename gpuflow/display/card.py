@@ -21,7 +21,9 @@ max-width:60em;overflow-x:auto}
 .gf pre{white-space:pre-wrap;margin:4px 0;background:none;color:inherit}
 @media (prefers-color-scheme:dark){.gf{color:#e6edf3;background:#161b22;border-color:#30363d}.gf p,.gf th{color:#9da7b3}}
 [data-jp-theme-light="false"] .gf{color:#e6edf3;background:#161b22;border-color:#30363d}
+[data-jp-theme-light="false"] .gf :is(p,th){color:#9da7b3}
 [data-jp-theme-light="true"] .gf{color:#1b1f24;background:#fff;border-color:#d0d7de}
+[data-jp-theme-light="true"] .gf :is(p,th){color:#57606a}
 """
 
 

@@ -13,8 +13,8 @@ STAGES = ("read", "decode", "compute", "encode", "commit", "transfer")
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried. damaged: the chunk whose bytes
-    are not those that were committed."""
+    """A chunk that could not be done. retry: another try may succeed (a node was gone); a user's error is not retried. damaged: the chunk
+    whose bytes are not those that were committed."""
 
     chunk: str
     index: int

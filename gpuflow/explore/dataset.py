@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.cluster.connection import Connection, connect
-from gpuflow.cluster.locating import ClientLocator
+from gpuflow.cluster.locating import ClientLocator, reads_of
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
 from gpuflow.datasets.summary import summarize
@@ -223,6 +223,13 @@ class Dataset:
         count = int(moments.count)
         values = {"mean": moments.mean, "std": moments.std, "min": moments.minimum, "max": moments.maximum}
         return {"array": path, "count": count, **{name: float(value) if count else None for name, value in values.items()}}
+
+    def reads(self) -> dict[str, dict[str, int]]:
+        """What has been read of datasets outside of runs, by this process ("") and each worker of the cluster: chunks "local", where they
+        lie, and "peer", from another node; their encoded bytes "local_nbytes", "peer_nbytes"."""
+        locator = self._locator
+        own = {"": dict(locator.reads)}
+        return own | (locator.connection.client.run(reads_of) if isinstance(locator, ClientLocator) else {})
 
     def chunk(self, number: int, array: str | None = None) -> NDArray[Any]:
         """The values of one stored object."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from dataclasses import replace
 from typing import Any
@@ -120,7 +121,6 @@ class PipelinePlan:
         return plan_card(self.details, Pipeline.from_spec(self.spec).to_yaml())
 
     def __repr__(self) -> str:
-        console = Console(width=140)
-        with console.capture() as capture:
-            console.print(plan_view(self.details))
-        return capture.get().rstrip()
+        text = io.StringIO()
+        Console(file=text, width=140, force_jupyter=False).print(plan_view(self.details))
+        return text.getvalue().rstrip()

@@ -227,8 +227,7 @@ class ClusterStore(Store):
         try:
             record = self.locator.record(self.name)
         except NotFound:
-            created = datetime.now(UTC).isoformat(timespec="seconds")
-            return DatasetRecord(self.name, placer.last_version(self.name), "ready", origin={"kind": WRITTEN}, created=created)
+            return DatasetRecord(self.name, placer.last_version(self.name), "ready", origin={"kind": WRITTEN}, created=_now())
         if record.state != "ready":
             raise NameTaken(self.name, "is not complete; finish it first: run the same command again that made it")
         return record
@@ -367,5 +366,9 @@ def _marked(record: DatasetRecord) -> DatasetRecord:
     """The record of a dataset that is not any more what its pipeline or its source made of it: nothing may be made again from these."""
     if record.transforms and record.transforms[-1]["declared"] == WRITTEN:
         return record
-    transform = {"declared": WRITTEN, "fingerprint": WRITTEN, "steps": {}, "begun": ""}
+    transform = {"declared": WRITTEN, "fingerprint": WRITTEN, "steps": {}, "begun": _now()}
     return record.next(transforms=(*record.transforms, transform), statistics={})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -77,13 +77,10 @@ class Access:
         return found
 
     def condemn(self, array: str, chunk: int, error: ChunkCorrupt) -> None:
-        """What was read of a chunk is damaged: the next `open` takes another replica. The error itself, when no other is known."""
+        """What was read of a chunk is damaged: the next `open` takes another replica, or raises `error` when there is none."""
         self._open.drop((array, chunk))
         with self._lock:
-            known = self._damaged.setdefault((array, chunk), {})
-            if error.node in known:
-                raise error
-            known[error.node] = error
+            self._damaged.setdefault((array, chunk), {})[error.node] = error
         here = self._here.local(self._content.name, array, chunk)
         if here is not None and here[0].node_id == error.node:
             with suppress(GpuflowError):

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gpuflow.errors import ClusterError, ConfigError, Problem
-from gpuflow.settings import scheduler_address
+from gpuflow.settings import scheduler_address, store_root
 from gpuflow.training.content import Content, content, look
 from gpuflow.training.cut import Crop
 from gpuflow.training.engine import Augmentation, Engine, Place, Ways
@@ -127,9 +127,7 @@ class Loader:
         return batch
 
     def _running(self) -> Engine:
-        if (
-            self._engine is None or self._engine.process != os.getpid()
-        ):  # of the process that forked this one, nothing can be used
+        if self._engine is None or self._engine.process != os.getpid():  # nothing of a process that forked can be used
             if self._engine is not None and self._finalizer is not None:
                 self._finalizer.detach()
                 _INHERITED.append(self._engine)
@@ -230,17 +228,19 @@ def loader(
         dataset, batch_size, arrays, sample, split, stride, step, crop, labels, samples, order, window, weights, seed, drop_last, pad,
         transform, collate, number_as,
     )  # fmt: skip
-    check_device(device)
-    check_numbers(batch_size=batch_size, prefetch=prefetch, threads=threads)
-    cache_nbytes = nbytes_of(cache)
-    address = _address(connection, root)
-    place = Place(address, Path(root).absolute() if root is not None else None, node)
+    place = Place(*_place(connection, root), node)
     own, count, grouped = find_ranks(rank, world)
+
+    def make() -> _Made:
+        check_device(device)
+        check_numbers(batch_size=batch_size, prefetch=prefetch, threads=threads)
+        return _made(options, place, connection, nbytes_of(cache))
+
     if grouped:
-        made, ranks = _agreed(lambda: _made(options, place, connection))
+        made, ranks = _agreed(make)
         placement = placement or from_first(lambda: lay(made.content, made.work.cut, ranks))
     else:
-        made = _made(options, place, connection)
+        made = make()
         ranks = placement.ranks if placement is not None else (made.where,)
     if placement is not None and len(placement.ranks) != count:
         raise ConfigError([Problem(f"a placement of {len(placement.ranks)} ranks for {count}", "placement")])
@@ -248,7 +248,7 @@ def loader(
     ways = Ways(
         threads or max(1, len(os.sched_getaffinity(0)) // together),
         prefetch,
-        cache_nbytes,
+        made.cache_nbytes,
         device,
         (augment,) if callable(augment) else tuple(augment),
     )
@@ -264,9 +264,10 @@ class _Made:
     work: Work
     state: State
     where: str
+    cache_nbytes: int
 
 
-def _made(options: Options, place: Place, connection: Connection | None) -> _Made:
+def _made(options: Options, place: Place, connection: Connection | None, cache_nbytes: int) -> _Made:
     here, others, nodes, ids = place.open(connection)
     try:
         record = look(nodes, options.dataset)
@@ -277,7 +278,7 @@ def _made(options: Options, place: Place, connection: Connection | None) -> _Mad
         others.close()
         if connection is None and place.address is not None:
             nodes.close()
-    return _Made(found, *options.work(found, shape), where(ids))
+    return _Made(found, *options.work(found, shape), where(ids), cache_nbytes)
 
 
 def _agreed(make: Callable[[], _Made]) -> tuple[_Made, tuple[str, ...]]:
@@ -300,9 +301,11 @@ def _agreed(make: Callable[[], _Made]) -> tuple[_Made, tuple[str, ...]]:
     return made[0], tuple(place for _, place in everyone)
 
 
-def _address(connection: Connection | None, root: Any) -> str | None:
+def _place(connection: Connection | None, root: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
+    """(address of the cluster, else the root on this machine)."""
     if connection is not None:
         if root is not None:
             raise ConfigError([Problem("a connection and a root", "root", hint="give one of them")])
-        return str(connection.client.scheduler.address)
-    return scheduler_address() if root is None else None
+        return str(connection.client.scheduler.address), None
+    address = scheduler_address() if root is None else None
+    return address, (Path(root).absolute() if root is not None else store_root()) if address is None else None

@@ -194,13 +194,16 @@ class Reader:
                 missing.append(unit)
             else:
                 _deliver(block, uses, out)
+        path, tried = self._cut.parts[piece.part].path, set[str]()
         while missing:
-            path = self._cut.parts[piece.part].path
             try:
                 if self._inner[piece.part] is None:
                     return self._read_object(piece, path, out, slot)
                 return self._read_units(piece, path, missing, out, slot)
             except ChunkCorrupt as error:
+                if error.node in tried:
+                    raise
+                tried.add(error.node)
                 self.access.condemn(path, piece.object, error)
 
     def _read_object(self, piece: Piece, path: str, out: NDArray[Any], slot: Slot) -> None:

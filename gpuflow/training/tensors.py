@@ -1,7 +1,7 @@
 """Arrays of a batch as PyTorch tensors on a device: the module of this package that imports torch for tensors.
 
-On the CPU a tensor is a view of the batch's memory. For a CUDA device the memory is page-locked once, where it lies, and copied on a stream
-of its own while the previous batch is computed."""
+On the CPU a tensor is a view of the batch's memory. For a CUDA device it is copied to page-locked memory in a reader's thread, and from
+there on a stream of its own while the previous batch is computed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ NUMPY = "numpy"
 """The device that stands for NumPy arrays, without PyTorch."""
 
 
-def check_device(device: str) -> str:
-    """`device` itself when tensors can be made there. ConfigError for a word that PyTorch does not know, DeviceUnavailable when it is not
-    there, or PyTorch is not."""
+def check_device(device: str) -> None:
+    """ConfigError for a word that PyTorch does not know, DeviceUnavailable when the device is not there, or PyTorch is not."""
     if device == NUMPY:
-        return device
+        return
     if find_spec("torch") is None:
-        raise DeviceUnavailable(
-            "PyTorch is not installed", "pip install 'gpuflow[torch]', or use device='numpy' for NumPy arrays"
-        )
+        hint = "pip install 'gpuflow[torch]', or use device='numpy' for NumPy arrays"
+        raise DeviceUnavailable("PyTorch is not installed", hint)
     import torch
 
     try:
@@ -34,7 +32,6 @@ def check_device(device: str) -> str:
         raise ConfigError([Problem(f"device {device!r} is unknown", "device", hint="use cpu, cuda, cuda:N or numpy")]) from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise DeviceUnavailable("no CUDA device", "use device='cpu'")
-    return device
 
 
 class Tensors:
@@ -46,56 +43,33 @@ class Tensors:
         self._torch, self._device = torch, torch.device(device)
         self._cuda: Any = torch.cuda
         self._stream = self._cuda.Stream(self._device) if self._device.type == "cuda" else None
-        self._locked: set[int] = set()
 
-    def begin(self, batch: Any) -> Any:
-        """Tensors, that may still be on their way; and what they are waited for with."""
+    def begin(self, batch: Any) -> tuple[Any, Any]:
+        """Tensors that may still be on their way, and the event that tells when they are there; None when they are."""
         if self._stream is None:
-            return _mapped(batch, lambda array: self._tensor(array).to(self._device)), None, None
+            return _mapped(batch, np.ndarray, lambda array: self._tensor(array).to(self._device)), None
         with self._cuda.stream(self._stream):
-            moved = _mapped(batch, self._moved)
-            return moved, self._stream.record_event(), batch
+            moved = _mapped(batch, np.ndarray, lambda array: self._tensor(array).pin_memory().to(self._device, non_blocking=True))
+            return moved, self._stream.record_event()
 
-    def end(self, begun: Any) -> Any:
+    def end(self, begun: tuple[Any, Any]) -> Any:
         """The tensors, to be used on the current stream."""
-        moved, event, source = begun
+        moved, event = begun
         if event is not None:
-            event.synchronize()  # then the memory that was copied from is free
             stream = self._cuda.current_stream(self._device)
-            _mapped_tensors(moved, lambda tensor: tensor.record_stream(stream))
-            del source
+            stream.wait_event(event)
+            _mapped(moved, self._torch.Tensor, lambda tensor: tensor.record_stream(stream))
         return moved
 
     def _tensor(self, array: np.ndarray[Any, Any]) -> Any:
         return self._torch.from_numpy(array if array.flags.writeable else array.copy())
 
-    def _moved(self, array: np.ndarray[Any, Any]) -> Any:
-        self._lock_pages(array)
-        return self._tensor(array).to(self._device, non_blocking=True)
 
-    def _lock_pages(self, array: np.ndarray[Any, Any]) -> None:
-        base = array
-        while isinstance(base.base, np.ndarray):
-            base = base.base
-        address = base.ctypes.data
-        if address not in self._locked and address % 4096 == 0:
-            self._cuda.cudart().cudaHostRegister(address, base.nbytes, 0)
-            self._locked.add(address)
-
-
-def _mapped(value: Any, change: Callable[[np.ndarray[Any, Any]], Any]) -> Any:
-    """`value` with its numeric arrays changed, wherever they are in dicts, lists and tuples."""
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """`value` with everything of that kind changed, wherever it is in dicts, lists and tuples."""
     if isinstance(value, dict):
-        return {name: _mapped(part, change) for name, part in value.items()}
+        return {name: _mapped(part, kind, change) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_mapped(part, change) for part in value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
-        return change(value)
-    return value
-
-
-def _mapped_tensors(value: Any, change: Callable[[Any], Any]) -> None:
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        _mapped_tensors(part, change)
-    if hasattr(value, "record_stream"):
-        change(value)
+        return type(value)(_mapped(part, kind, change) for part in value)
+    is_text = isinstance(value, np.ndarray) and value.dtype.kind not in "biufc"
+    return change(value) if isinstance(value, kind) and not is_text else value

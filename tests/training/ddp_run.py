@@ -1,7 +1,8 @@
 """Trainings with DistributedDataParallel, their ranks forked from one process: `python -m tests.training.ddp_run RUNS`.
 
 RUNS is JSON, one after the other: [ranks, folder, batches, [who, when]]. A run goes on where the folder's checkpoint stands, which the
-first rank replaces after every batch. who: the rank, or all, killed at batch `when` before its gradients are given away. The process
+first rank replaces after every batch. who: the rank, or all, killed at batch `when` before its gradients are given away; or what
+the second rank does wrong, whereupon each rank writes down its error. The process
 prints how the ranks of each run ended."""
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import gpuflow
+from gpuflow.errors import GpuflowError
 
 BATCH_SIZE = 12
 
@@ -31,7 +33,12 @@ def train(rank: int, world: int, folder: Path, meeting: str, batches: int, dies:
     torch.manual_seed(0)
     model = DistributedDataParallel(torch.nn.Linear(6, 1, dtype=torch.float64))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
-    loader = gpuflow.loader("d", BATCH_SIZE, root=folder / "store", number_as="n", threads=1)
+    name, seed = "nothing" if dies[0] == "wrong name" and rank else "d", rank if dies[0] == "wrong seed" else 0
+    try:
+        loader = gpuflow.loader(name, BATCH_SIZE, root=folder / "store", number_as="n", threads=1, seed=seed)
+    except GpuflowError as error:
+        (folder / f"{dies[0]} {rank}").write_text(f"{type(error).__name__}: {error}")
+        return
     history: list[dict[str, Any]] = []
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():

@@ -29,9 +29,9 @@ def test_the_same_gradients_however_often_it_is_killed(tmp_path: Path) -> None:
         data = {"field": numbered(52, 6, dtype="float64"), "label": np.arange(52)}
         make_dataset(folder / "store", "d", data, chunks={"field": (8, 6), "label": (52,)}, nodes=2)
     whole, killed = folders
-    alone, both, four, last = run(
-        (1, whole, ("nobody", 0)), (2, killed, ("all", 4)), (4, killed, ("3", 9)), (2, killed, ("nobody", 0))
-    )
+    runs = [(1, whole, ("nobody", 0)), (2, killed, ("all", 4)), (4, killed, ("3", 9)), (2, killed, ("nobody", 0))]
+    wrong = [(2, whole, ("wrong name", 0)), (2, whole, ("wrong seed", 0))]
+    alone, both, four, last, *_ = run(*runs, *wrong)
     assert (alone, both, last) == ([0], [-9, -9], [0, 0])
     assert four[3] == -9
     assert all(code not in (0, None) for code in four[:3])  # they do not wait for it for ever
@@ -42,3 +42,8 @@ def test_the_same_gradients_however_often_it_is_killed(tmp_path: Path) -> None:
     first = [number for step in found["history"][:5] for number in step["numbers"]]
     assert sorted(first) == list(range(52))
     assert found["loader"] == expected["loader"]
+    told = {path.name: path.read_text() for path in whole.glob("wrong*")}
+    assert told["wrong name 0"].startswith("ClusterError: the loader of rank 1 could not be made: NotFound: no dataset 'nothing'")
+    assert told["wrong name 1"].startswith("NotFound: no dataset 'nothing'")
+    assert told["wrong seed 0"].startswith("ClusterError: rank 1 makes another loader than rank 0: seed differ")
+    assert told["wrong seed 0"] == told["wrong seed 1"]

@@ -81,7 +81,7 @@ ORDERS = st.one_of(
 
 class TestOrders:
     @given(order=ORDERS, epoch=st.integers(0, 5))
-    @settings(max_examples=200, deadline=None)
+    @settings(deadline=None)
     def test_each_sample_once_an_epoch(self, order: Order, epoch: int) -> None:
         assert sorted(whole(order, epoch)) == list(range(order.size))
 

@@ -29,7 +29,7 @@ ORDERS = st.one_of(
     batch_size=st.integers(1, 40),
     runs=st.lists(st.tuples(st.integers(1, 5), st.integers(0, 12), st.integers(0, 3)), min_size=1, max_size=6),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_nothing_lost_or_seen_twice(order: Order, batch_size: int, runs: list[tuple[int, int, int]]) -> None:
     """runs: (ranks, batches until it is killed, batches since the state was saved, which are done again)."""
     batches = Batches(order, batch_size)
