@@ -29,6 +29,8 @@ EXAMPLES: list[GpuflowError] = [
     errors.ClusterError("no scheduler", "start one"),
     errors.DeviceUnavailable("no CUDA device", "use device: auto or cpu"),
     errors.CannotRepair("x", "its source has changed"),
+    errors.ProgramFailed("denoise", "ended with status 3", "no such model\n"),
+    errors.SourceChanged("x"),
     errors.DatasetChanged("x/data/c/0", 1, 2),
     errors.DatasetChanged("x/data/c/0", 1, None),
     errors.SampleError("x", 17, "the transform raised", "mend it"),

@@ -81,7 +81,7 @@ def _check_shape(value: Any, wanted: str) -> Any:
     return {str(name): size for name, size in value.items()} if isinstance(value, Mapping) else tuple(sizes)
 
 
-class _Section(BaseModel, frozen=True, extra="forbid", strict=True):
+class _Section(BaseModel, frozen=True, extra="forbid", strict=True, defer_build=True):
     """One section of the file."""
 
 

@@ -66,7 +66,7 @@ def _range(value: Any) -> tuple[float, float] | None:
     return low, high
 
 
-class HistogramSpec(BaseModel, frozen=True, extra="forbid", strict=True):
+class HistogramSpec(BaseModel, frozen=True, extra="forbid", strict=True, defer_build=True):
     """`bins`: how many equal intervals; `range`: from where to where, the smallest and the largest value when left out."""
 
     bins: Annotated[int, PlainValidator(_bins, json_schema_input_type=int), Field(description="How many equal intervals.")]
@@ -90,7 +90,7 @@ def _histogram(value: Any) -> Any:
 _DIMS = str | int | list[str | int] | None
 
 
-class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True):
+class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True, defer_build=True):
     """Count, mean, standard deviation, smallest and largest value, sum; and what else is asked for. NaN is skipped."""
 
     about: ClassVar[str] = "In place of output: count, mean, std, min, max, sum, and what else is asked for. NaN is skipped."
@@ -169,7 +169,7 @@ class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True):
         return value | ({"histogram": self.histogram.to_value()} if self.histogram is not None else {})
 
 
-class StatisticsPipeline(BaseModel, frozen=True, extra="forbid", strict=True):
+class StatisticsPipeline(BaseModel, frozen=True, extra="forbid", strict=True, defer_build=True):
     """A whole pipeline that ends in statistics."""
 
     source: SourceSpec

@@ -50,7 +50,7 @@ class ArraySpec:
     dims: tuple[str | None, ...]
 
 
-class Operation(BaseModel, frozen=True, extra="forbid", strict=True):
+class Operation(BaseModel, frozen=True, extra="forbid", strict=True, defer_build=True):
     """What may stand in the list of steps. An instance is immutable, hashable and pickles; its fields are what stands in the YAML."""
 
     kind: ClassVar[str]

@@ -18,10 +18,18 @@ from gpuflow.steps.base import ArraySpec, Region, Step, StepError
 class Kernel:
     """What `compile_steps` gives. Safe in threads; not for pickling: workers compile from the steps."""
 
-    def __init__(self, steps: tuple[Step, ...], specs: tuple[ArraySpec, ...], compiled: Compiled | None, reason: str) -> None:
-        """specs: what goes into each step, then what comes out of the last. reason: why it is not compiled."""
+    def __init__(
+        self,
+        steps: tuple[Step, ...],
+        specs: tuple[ArraySpec, ...],
+        compiled: Compiled | None,
+        reason: str,
+        parts: tuple[Kernel, ...] = (),
+    ) -> None:
+        """specs: what goes into each step, then what comes out of the last. reason: why it is not compiled. parts: neighbours that are one
+        pass each, where not all steps are."""
         self.steps, self.out_dtype, self._specs = steps, specs[-1].dtype, specs
-        self._compiled, self._reason = compiled, reason
+        self._compiled, self._reason, self._parts = compiled, reason, parts
 
     @property
     def fused(self) -> bool:
@@ -30,6 +38,8 @@ class Kernel:
 
     def describe(self) -> str:
         """For the plan: which steps are one pass, or why they are not."""
+        if self._parts:
+            return "; then ".join(part.describe() for part in self._parts)
         names = ", ".join(step.kind for step in self.steps)
         if self._compiled is None:
             return f"{names or 'nothing'}: one after the other ({self._reason})"
@@ -53,6 +63,10 @@ class Kernel:
         return out
 
     def _one_by_one(self, block: NDArray[Any], region: Region) -> NDArray[Any]:
+        for part in self._parts:
+            block = part(block, region)
+        if self._parts:
+            return block
         for step, spec in zip(self.steps, self._specs, strict=False):
             block = step.compute(np, block, spec, region)
         return block
@@ -74,10 +88,25 @@ def compile_steps(steps: tuple[Step, ...], array: ArraySpec, backend: Backend = 
     for step, spec in zip(steps, specs, strict=False):
         tree = step.express(spec)
         if tree is None:
-            return Kernel(steps, tuple(specs), None, f"only {step.kind} itself knows what it computes")
+            reason = f"only {step.kind} itself knows what it computes"
+            return Kernel(steps, tuple(specs), None, reason, _parts(steps, specs, backend, device))
         trees.append(tree)
     try:
         compiled = make(tuple(trees), tuple(spec.dtype for spec in specs))
     except NotExpressible as reason:
         return Kernel(steps, tuple(specs), None, str(reason))
     return Kernel(steps, tuple(specs), compiled, "")
+
+
+def _parts(steps: tuple[Step, ...], specs: list[ArraySpec], backend: Backend, device: str) -> tuple[Kernel, ...]:
+    """Kernels of neighbours that can be expressed, and of each step that cannot; none for a single step."""
+    if len(steps) == 1:
+        return ()
+    parts: list[Kernel] = []
+    expressed = [step.express(spec) is not None for step, spec in zip(steps, specs, strict=False)]
+    first = 0
+    for end in range(1, len(steps) + 1):
+        if end == len(steps) or not (expressed[end] and expressed[end - 1]):
+            parts.append(compile_steps(steps[first:end], specs[first], backend, device))
+            first = end
+    return tuple(parts)

@@ -5,39 +5,46 @@ installed where pipelines are started and on every worker. gpuflow's own names c
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
-from gpuflow.steps.apply import Apply
 from gpuflow.steps.base import Join, Operation, Step
-from gpuflow.steps.cast import Cast
-from gpuflow.steps.clip import Clip
-from gpuflow.steps.crop import Crop
-from gpuflow.steps.exec import Exec
-from gpuflow.steps.fill_nan import FillNan
-from gpuflow.steps.gaussian import Gaussian
-from gpuflow.steps.map import Map
-from gpuflow.steps.normalize import Normalize
-from gpuflow.steps.one_hot import OneHot
-from gpuflow.steps.pad import Pad
 from gpuflow.steps.parameters import StepError, suggestion
-from gpuflow.steps.pick import Drop, Select
-from gpuflow.steps.rank import Maximum, Median, Minimum
-from gpuflow.steps.resize import Resize
-from gpuflow.steps.stack import Stack
-from gpuflow.steps.standardize import Standardize
-from gpuflow.steps.transpose import Transpose
-from gpuflow.steps.unpack import Unpack
-from gpuflow.steps.where import Mask, Where
-from gpuflow.steps.windows import Difference, Rolling
 
 GROUP = "gpuflow.steps"
 
-_ALL: tuple[type[Operation], ...] = (
-    *(Apply, Cast, Clip, Crop, Difference, Drop, Exec, FillNan, Gaussian, Map, Mask, Maximum, Median, Minimum, Normalize, OneHot),
-    *(Pad, Resize, Rolling, Select, Stack, Standardize, Transpose, Unpack, Where),
-)
-STEPS: dict[str, type[Operation]] = {step.kind: step for step in _ALL}
+_CLASSES = "apply.Apply cast.Cast clip.Clip crop.Crop exec.Exec fill_nan.FillNan gaussian.Gaussian map.Map normalize.Normalize"
+_CLASSES += " one_hot.OneHot pad.Pad pick.Drop pick.Select rank.Maximum rank.Median rank.Minimum resize.Resize stack.Stack"
+_CLASSES += " standardize.Standardize transpose.Transpose unpack.Unpack where.Mask where.Where windows.Difference windows.Rolling"
+
+
+class _Own(Mapping[str, type[Operation]]):
+    """By name; a step is imported when it is asked for, since all of them take longer than to check a file."""
+
+    def __init__(self) -> None:
+        # The class of `one_hot` is OneHot.
+        places = (place.split(".") for place in _CLASSES.split())
+        self._places = dict(sorted((_kind(name), (module, name)) for module, name in places))
+
+    def __getitem__(self, kind: str) -> type[Operation]:
+        module, name = self._places[kind]
+        found: type[Operation] = getattr(import_module(f"gpuflow.steps.{module}"), name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def _kind(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")
+
+
+STEPS: Mapping[str, type[Operation]] = _Own()
 """gpuflow's own."""
 
 

@@ -92,6 +92,18 @@ def test_what_it_may_not_do_is_found_before_it_runs(name: str, message: str) -> 
     assert name in str(caught.value)
 
 
+def test_steps_before_and_behind_it_are_one_pass_each() -> None:
+    steps = [{"clip": [1, 9]}, {"map": "x * 2"}, {"apply": HERE + "narrow"}, {"map": "x + 1"}, {"clip": [0, 9]}]
+    chain = from_dict({"source": "a", "steps": steps, "output": "b"}).steps
+    kernel = compile_steps(chain, spec_of(BLOCK))
+    assert kernel.describe() == (
+        "clip, map: one pass; then apply: one after the other (only apply itself knows what it computes); then map, clip: one pass"
+    )
+    out = np.empty(BLOCK.shape, "float16")
+    assert kernel(BLOCK, whole(BLOCK), out) is out
+    np.testing.assert_array_equal(out, ((BLOCK.clip(1, 9) * 2).astype("f2") + 1).clip(0, 9))
+
+
 def test_a_gradient_is_left_behind() -> None:
     np.testing.assert_array_equal(applied("tensor_gradient", BLOCK), BLOCK * 2)
 
