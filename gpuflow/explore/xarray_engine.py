@@ -26,7 +26,7 @@ class GpuflowBackend(ZarrBackendEntrypoint):
         """Whether it is `gpuflow://...` or a store of a dataset."""
         return isinstance(filename_or_obj, ClusterStore) or str(filename_or_obj).startswith(SCHEME)
 
-    def open_dataset(
+    def open_dataset(  # type: ignore[override]
         self,
         filename_or_obj: Any,
         *,
@@ -41,8 +41,8 @@ class GpuflowBackend(ZarrBackendEntrypoint):
         connection: Any = None,
         root: str | os.PathLike[str] | None = None,
     ) -> xr.Dataset:
-        """`gpuflow://NAME`, NAME, or a store. connection, root: as of `gpuflow.open`; the others: as of xarray's zarr engine. (xarray takes an
-        engine only with its parameters spelled out.)"""
+        """`gpuflow://NAME`, NAME, or a store. connection, root: as of `gpuflow.open`; the others: as of xarray's zarr engine, spelled out
+        since xarray takes no other engine."""
         store: Any = filename_or_obj
         if not isinstance(store, ClusterStore):
             name = str(filename_or_obj).rsplit("/", 1)[-1]  # xarray has made a path of it, if it looked like one
