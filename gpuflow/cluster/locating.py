@@ -29,7 +29,7 @@ from gpuflow.datasets.settled import changed_by
 from gpuflow.datasets.writing import Data, Writing
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ClusterError, NotFound, StoreError
 from gpuflow.storage import placing
-from gpuflow.storage.locator import Found, Locator, Whereabouts, find_record
+from gpuflow.storage.locator import Found, Locator, Placer, Whereabouts, find_record
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
@@ -257,9 +257,12 @@ class WorkerLocator(_OnCluster):
         """See `Locator`. The store is the worker's."""
 
 
+_PASSED_ON = frozenset(name for name in {*vars(Locator), *vars(Placer), "reads"} if not name.startswith("_"))
+
+
 class Elsewhere:
     """What is left of a locator when it is pickled: in a task it is the worker's, elsewhere that of a client of the same scheduler. Found
-    at the first use, since the scheduler unpickles it too."""
+    at the first use of a locator's own methods, and of nothing else: the scheduler unpickles it too, and must not look for workers."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -274,7 +277,7 @@ class Elsewhere:
         return hash(self.address)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name not in _PASSED_ON:
             raise AttributeError(name)
         return getattr(self._found, name)
 

@@ -7,10 +7,12 @@ Dask puts it."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from typing import Any
+
+from dask.task_spec import Alias, DataNode, Task, TaskRef
 
 _LOOKED_AT = 2000  # parts of one task: what holds more is no reading of some chunks
 _CHUNKS = 4096  # of one task, that the holders of are looked up for
@@ -34,7 +36,7 @@ Lookup = Callable[[Any], Any]
 
 def find_reference(run_spec: Any, lookup: Lookup) -> ChunkRef | None:
     """What a task reads; of several arrays, that of which it reads most."""
-    if not hasattr(run_spec, "args"):  # a value that others take, and no reading
+    if not _is_task(run_spec):  # a value that others take, and no reading
         return None
     return max(_references(run_spec, lookup), key=lambda ref: ref.work, default=None)
 
@@ -48,9 +50,9 @@ def _references(run_spec: Any, lookup: Lookup) -> Iterator[ChunkRef]:
             yield part
             continue
         children = _children(part)
-        if getattr(getattr(part, "func", None), "__name__", "") == "_execute_subgraph":  # tasks that Dask has fused
+        if _is_task(part) and getattr(part.func, "__name__", "") == "_execute_subgraph":  # tasks that Dask has fused
             lookup = _within(part.args, lookup)
-        elif hasattr(part, "args"):
+        elif _is_task(part):
             resolved = [_resolved(child, lookup) for child in children]
             found = (_of_array(child, resolved[number + 1 :]) for number, child in enumerate(resolved))
             yield from (ref for ref in found if ref is not None)
@@ -64,26 +66,30 @@ def _within(args: Sequence[Any], lookup: Lookup) -> Lookup:
     return lambda key: known[key] if key in known else lookup(key)
 
 
+def _is_task(part: Any) -> bool:
+    """By its type: what users' objects do when they are asked for an attribute is not known, and this runs on the scheduler."""
+    return isinstance(part, Task)
+
+
 def _children(part: Any) -> Sequence[Any]:
     """What it consists of."""
-    if isinstance(part, Mapping):
+    if isinstance(part, dict):
         return list(islice(part.values(), _LOOKED_AT))
     if isinstance(part, list | tuple):
         return part[:_LOOKED_AT]
-    if hasattr(part, "args") and hasattr(part, "key"):  # a Task
-        return [*part.args, *getattr(part, "kwargs", {}).values()]
-    value = getattr(part, "value", None)  # a DataNode
-    return [value] if value is not None and hasattr(part, "key") else []
+    if isinstance(part, Task):
+        return [*part.args[:_LOOKED_AT], *part.kwargs.values()]
+    return [part.value] if isinstance(part, DataNode) else []
 
 
 def _resolved(part: Any, lookup: Lookup) -> Any:
     """The value that a reference to another task stands for, if that task is just a value."""
     for _ in range(_WRAPPERS):
-        if type(part).__name__ == "TaskRef":
+        if isinstance(part, TaskRef):
             part = lookup(part.key)
-        elif type(part).__name__ == "Alias":
+        elif isinstance(part, Alias):
             part = lookup(part.target)
-    return part.value if hasattr(part, "value") and hasattr(part, "key") else part
+    return part.value if isinstance(part, DataNode) else part
 
 
 def _of_array(part: Any, after: Sequence[Any]) -> ChunkRef | None:
@@ -118,9 +124,10 @@ def _unwrapped(part: Any) -> tuple[Any, tuple[slice, ...] | None]:
         return None, None
     offset = None
     for _ in range(_WRAPPERS):
-        if isinstance(getattr(part, "store", None), module.ClusterStore) and hasattr(part, "chunks"):
-            return part, offset
-        if not type(part).__module__.startswith("xarray."):
+        kind = type(part).__module__
+        if kind == "zarr.core.array":
+            return (part, offset) if isinstance(part.store, module.ClusterStore) else (None, None)
+        if not kind.startswith("xarray."):
             return None, None
         key = getattr(getattr(part, "key", None), "tuple", None)
         if key is not None:

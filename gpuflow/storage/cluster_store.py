@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 WRITTEN = "written"
 """Kind of the origin of a dataset that was written through a store, and what the history of another one says of it."""
+_SNAPSHOTS = "has snapshots, which are of its arrays as they are; delete them first"
 _INLINE_NBYTES = 256 * 2**10  # read at once on the event loop: a thread costs more than they do
 _OBJECT_NBYTES = 2**20  # of what is kept in the record, which every node has
 _PUBLISH_TRIES = 50  # writers of one dataset's metadata at the same moment
@@ -343,6 +344,8 @@ def _check_array(record: DatasetRecord, path: str, document: dict[str, Any]) -> 
     if path not in record.arrays:
         return
     before, after = record.array(path).grid, ArrayMetadata(document).grid
+    if record.snapshots and before != after:
+        raise NameTaken(record.name, _SNAPSHOTS)
     if before.chunks != after.chunks or before.counts[1:] != after.counts[1:] or after.size < before.size:
         message = f"array {record.name}/{path} of shape {before.shape} cannot become {after.shape}"
         raise ConfigError([Problem(message, hint="it can grow along its first axis; else delete it, or write another one")])
@@ -352,7 +355,7 @@ def _without(record: DatasetRecord, keys: Set[str]) -> DatasetRecord:
     """The record without the documents at `keys`; without any left, the removed dataset."""
     gone = {key.removesuffix(METADATA).rstrip("/") for key in keys if key.rpartition("/")[2] == METADATA}
     if record.snapshots and gone & record.arrays.keys():
-        raise NameTaken(record.name, "has snapshots, which are of its arrays as they are; delete them first")
+        raise NameTaken(record.name, _SNAPSHOTS)
     arrays = {path: document for path, document in record.arrays.items() if path not in gone}
     groups = {path: attributes for path, attributes in record.groups.items() if path not in gone}
     objects = {key: text for key, text in record.objects.items() if key not in keys}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import ChunkCorrupt, ChunkLost, NotFound, StaleChunk, StoreError
-from gpuflow.storage.buffers import Buffer
+from gpuflow.storage.lent import Lent
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
@@ -181,7 +181,7 @@ def _read_here(store: NodeStore, replica: Replica, name: str) -> Found:
 
 def read_known(store: NodeStore, replica: Replica, name: str) -> Found | None:
     """A chunk as `replica`, which was looked up before, says that it is; None when its file is another one by now."""
-    data = store.read_known(f"{store.root}/datasets/{name}", replica, Buffer())
+    data = store.read_known(f"{store.root}/datasets/{name}", replica, Lent())
     return None if data is None else Found(replica, data, store.node_id, True)
 
 

@@ -11,6 +11,7 @@ from dask.task_spec import DataNode, List, Task, TaskRef
 from distributed import get_worker
 
 from gpuflow.cluster import foreign
+from gpuflow.cluster.locating import Elsewhere
 from gpuflow.cluster.references import ChunkRef, find_reference
 from tests.cluster.in_process import CHUNKS, Cluster, scenario
 
@@ -161,3 +162,17 @@ def test_references_are_found_in_whatever_they_are_wrapped() -> None:
     began = time.monotonic()
     assert find_reference(many, lambda key: None) is None
     assert time.monotonic() - began < 1
+
+
+class Nosy:
+    """What is not to be asked for anything on the scheduler."""
+
+    def __getattr__(self, name: str) -> None:
+        raise AssertionError(f"asked for {name}")
+
+
+def test_users_objects_are_not_asked_for_anything() -> None:
+    spec = Task("k", where, Nosy(), [Nosy(), {"a": Nosy()}], TaskRef("other"), ref(2), b=Nosy())
+    assert find_reference(spec, lambda key: DataNode(key, Nosy())) == ref(2)
+    with pytest.raises(AttributeError, match="args"):
+        _ = Elsewhere("tcp://10.0.0.1:1").args

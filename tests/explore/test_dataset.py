@@ -18,7 +18,9 @@ from gpuflow.datasets.here import NodesHere
 from gpuflow.errors import ConfigError, DeviceUnavailable, NameTaken, NotFound
 from gpuflow.execution import run as run_module
 from gpuflow.explore.dataset import Dataset
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.roots import node_roots
 from tests.explore.conftest import PACKED, SHAPE, VALUES
 
@@ -132,18 +134,10 @@ def test_opening_a_million_chunks_reads_none_of_their_rows(tmp_path: Path) -> No
     (first,) = node_roots(tmp_path, 1)
     NodeStore(first, name="n").close()
     nodes = NodesHere(first)
-    record = gpuflow_record(10**6)
-    assert catalog.publish(nodes, record)
+    metadata = ArrayMetadata.create((4 * 10**6,), (4,), np.dtype("int32"), compressor="none")
+    assert catalog.publish(nodes, DatasetRecord("many", 1, "ready", {"x": metadata.document}))
     nodes.close()
     began = time.perf_counter()
     with gpuflow.open("many", root=tmp_path) as many:
         assert many.record.array("x").grid.size == 10**6
     assert time.perf_counter() - began < 1
-
-
-def gpuflow_record(chunks: int) -> Any:
-    from gpuflow.storage.metadata import ArrayMetadata
-    from gpuflow.storage.record import DatasetRecord
-
-    metadata = ArrayMetadata.create((chunks * 4,), (4,), np.dtype("int32"), compressor="none")
-    return DatasetRecord("many", 1, "ready", {"x": metadata.document})

@@ -16,6 +16,7 @@ from zarr.testing.store import StoreTests
 
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
+from gpuflow.datasets.snapshots import roll_back, take_snapshot
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ConfigError, NameTaken, StaleChunk
 from gpuflow.storage import leases
 from gpuflow.storage.cluster_store import ClusterStore
@@ -164,6 +165,14 @@ def test_an_array_grows_along_its_first_axis_and_no_other(nodes: NodesHere) -> N
     assert (found[10:] == 5).all()
     with pytest.raises(ConfigError, match=r"d/a/t of shape \(14, 7\) cannot become \(14, 9\); it can grow along its first axis"):
         array.resize((14, 9))
+    take_snapshot(nodes, "d", "before")
+    with pytest.raises(NameTaken, match="dataset 'd' has snapshots, which are of its arrays as they are; delete them first"):
+        array.resize((18, 7))
+    with pytest.raises(NameTaken, match="has snapshots"):
+        del zarr.open_group(ClusterStore(nodes, "d"), mode="r+")["a/t"]
+    array[10:] = 6
+    roll_back(nodes, "d", "before")
+    assert (opened(nodes, read_only=True)[10:] == 5).all()
 
 
 def test_arrays_and_datasets_are_deleted_and_made_anew(nodes: NodesHere, tmp_path: Path) -> None:
