@@ -31,6 +31,7 @@ def test_import_gpuflow_is_light() -> None:
         ("import gpuflow.cli", {"distributed", "dask", "zarr", "numpy", "torch", "cupy", "numba"}),
         ("import gpuflow.storage.node", {"distributed", "dask", "torch", "cupy"}),
         ("import gpuflow; gpuflow.connect", {"torch", "cupy", "zarr"}),
+        ("import gpuflow; gpuflow.loader", {"distributed", "dask", "torch", "cupy", "zarr", "numba"}),
     ],
 )
 def test_parts_load_what_they_need(code: str, unloaded: set[str]) -> None:
