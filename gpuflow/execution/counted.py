@@ -11,7 +11,7 @@ from gpuflow.execution.bound import Bound, Work, what_bounded
 from gpuflow.execution.passes import Run
 from gpuflow.pipelines.plan import ChunkPlan, Plan
 from gpuflow.storage.calibration import Calibration
-from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata
+from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata, checked
 
 
 def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], kept: Kept, wall_seconds: float) -> Bound | None:
@@ -51,4 +51,5 @@ def _codec(arrays: Iterable[ArrayMetadata]) -> str | None:
 
 
 def _measured_name(codecs: Sequence[Mapping[str, Any]], measured: Mapping[str, Mapping[str, Any]]) -> str | None:
-    return next((name for name, settings in measured.items() for codec in all_codecs(codecs) if codec == settings), None)
+    forms = ((name, (settings, checked(settings))) for name, settings in measured.items())
+    return next((name for name, same in forms for codec in all_codecs(codecs) if codec in same), None)

@@ -115,15 +115,16 @@ def _sharding(inner_chunks: Sequence[int], codecs: list[dict[str, Any]]) -> dict
     object is of no use: zstd frames carry a checksum of their own, which costs 1% of the encoding."""
     configuration = {
         "chunk_shape": list(inner_chunks),
-        "codecs": [_checked(codec) for codec in codecs],
+        "codecs": [checked(codec) for codec in codecs],
         "index_codecs": [_BYTES, {"name": "crc32c"}],
         "index_location": "end",
     }
     return {"name": "sharding_indexed", "configuration": configuration}
 
 
-def _checked(codec: dict[str, Any]) -> dict[str, Any]:
-    return codec if codec["name"] != "zstd" else {**codec, "configuration": {**codec["configuration"], "checksum": True}}
+def checked(codec: Mapping[str, Any]) -> dict[str, Any]:
+    """A codec of `COMPRESSORS` as inner chunks have it."""
+    return {**codec} if codec["name"] != "zstd" else {**codec, "configuration": {**codec["configuration"], "checksum": True}}
 
 
 COMPRESSORS: dict[str, list[dict[str, Any]]] = {

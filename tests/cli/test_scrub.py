@@ -28,7 +28,17 @@ def test_scrub_finds_and_repairs(tmp_path: Path) -> None:
     assert "fetched again" in shown
     file.write_bytes(file.read_bytes()[::-1])
     start = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gpuflow.cli import main; main()"
-    command = [sys.executable, "-c", start, "scrub", "--follow", "--rate", "1GB", "--root", str(root)]  # whatever starts the tests
+    command = [
+        sys.executable,
+        "-c",
+        start,
+        "scrub",
+        "--follow",
+        "--rate",
+        "1GB",
+        "--root",
+        str(root),
+    ]  # whatever starts the tests
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
         assert following.stdout is not None
         assert any("fetched again" in line for line in following.stdout)

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.display.receipt import receipt_view
+from gpuflow.execution import counted
 from gpuflow.execution.bound import OVERHEAD, STAGES, WAITING, Bound, Work, what_bounded
 from gpuflow.execution.run import run_pipeline
 from gpuflow.execution.tally import STAGES as TALLIED
@@ -24,6 +25,7 @@ from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import from_dict
 from gpuflow.storage.calibration import Calibration, keep
 from gpuflow.storage.measure import representative_field
+from gpuflow.storage.metadata import ArrayMetadata
 from tests.storage.calibrations import calibration
 
 GB = 10**9
@@ -194,3 +196,10 @@ def test_without_a_calibration_it_names_the_remedy(one_node: Connection) -> None
         keep(root, calibration())
     assert receipt["bound_by"]["of_limit"] is None
     assert "gpuflow calibrate" in line_of(receipt)
+
+
+def test_the_codec_of_inner_chunks_is_the_one_that_is_calibrated() -> None:
+    dtype = np.dtype("float32")
+    whole, cut = (ArrayMetadata.create((8, 64), (8, 64), dtype, inner_chunks=inner) for inner in (None, (1, 64)))
+    assert counted._codec([whole]) == counted._codec([cut]) == counted._codec([whole, cut]) == "zstd"
+    assert counted._codec([cut, ArrayMetadata.create((8, 64), (8, 64), dtype, compressor="gzip")]) is None
