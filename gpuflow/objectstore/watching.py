@@ -50,18 +50,23 @@ def _round(connection: Connection, record: DatasetRecord, rate: float) -> ScrubR
         table = found.table(record.name, path, metadata.grid.size)
         if record.state == "ready":
             lost = np.flatnonzero(~table.present).tolist()
-            failures += [Failure(record.chunk_name(path, chunk), chunk, "", "no node has it") for chunk in lost]
+            failures += [_failure(record, path, chunk, "", "no node has it") for chunk in lost]
         left = held_by(table, np.arange(metadata.grid.size))
         while left:
             part = {node: chunks[:_SLICE_CHUNKS] for node, chunks in left.items()}
             for node, (count, read, damaged) in connection.each_node(_check, record.name, path, part, rate).items():
                 checked, nbytes = checked + count, nbytes + read
-                failures += [Failure(record.chunk_name(path, chunk), chunk, node, reason) for chunk, reason in damaged]
+                failures += [_failure(record, path, chunk, node, reason) for chunk, reason in damaged]
                 left[node] = left.get(node, [])[count:]
             there = connection.nodes()
             left = {node: chunks for node, chunks in left.items() if chunks and node in there}
     findings, notes = heal(connection, record, failures) if failures else (list[Finding](), list[str]())
     return ScrubReport(record.name, checked, nbytes, time.monotonic() - began, tuple(findings), tuple(notes))
+
+
+def _failure(record: DatasetRecord, path: str, chunk: int, node: str, reason: str) -> Failure:
+    name = record.chunk_name(path, chunk)
+    return Failure(name, chunk, node, reason, damaged=name)
 
 
 def _check(store: NodeStore, dataset: str, array: str, wanted: Mapping[str, Sequence[int]], rate: float) -> Checked:

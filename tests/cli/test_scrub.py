@@ -40,8 +40,11 @@ def test_scrub_finds_and_repairs(tmp_path: Path) -> None:
         str(root),
     ]  # whatever starts the tests
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as following:
-        assert following.stdout is not None
-        assert any("fetched again" in line for line in following.stdout)
-        following.send_signal(signal.SIGINT)
-        assert following.wait(20) == 130
+        try:
+            assert following.stdout is not None
+            assert any("fetched again" in line for line in following.stdout)
+            following.send_signal(signal.SIGINT)
+            assert following.wait(20) == 130
+        finally:
+            following.kill()  # else the block would wait for it for ever
     assert "is no rate; write 200MB" in gpuflow("scrub", "--rate", "fast", root=root, status=2)
