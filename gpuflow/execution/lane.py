@@ -361,7 +361,7 @@ class Lane:
         logger.info("chunk %s failed: %s", self._name(chunk), shown)
 
     def _name(self, chunk: int, dataset: str | None = None) -> str:
-        return self.store.record(dataset or self.group.dataset).chunk_name(self.group.array, chunk)
+        return self.store.record(dataset or self.group.dataset).part_name(self.group.array, chunk)
 
     def _count_done(self, count: int) -> None:
         self.tally.done += count

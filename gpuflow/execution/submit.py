@@ -175,7 +175,7 @@ class Submission:
         return [(part_of(group, positions), job, tries + 1)] if again else []
 
     def _fail(self, group: ChunkGroup, job: Job, chunk: int, text: str) -> None:
-        name = next(record for record in job.records if record.name == group.dataset).chunk_name(group.array, chunk)
+        name = next(record for record in job.records if record.name == group.dataset).part_name(group.array, chunk)
         self.outcome.tally.failures.append(Failure(name, chunk, group.node or "", text))
         self._progress.advance(1)
 

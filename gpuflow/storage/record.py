@@ -57,10 +57,13 @@ class DatasetRecord:
 
     def chunk_name(self, array: str, linear: int) -> str:
         """How a chunk is called in messages: `photos/image/c/0/1`, the path of its file below `datasets/`."""
-        metadata = self.array(array)
-        if linear >= metadata.grid.size:  # of what a step made of the array, and cut otherwise
-            return f"{self.name}/{array}, part {linear} after the steps"
-        return f"{self.name}/{array}/{metadata.key(linear)}"
+        return f"{self.name}/{array}/{self.array(array).key(linear)}"
+
+    def part_name(self, array: str, linear: int) -> str:
+        """The same for what a run works on, which may be what steps make of an array, cut otherwise than that."""
+        if linear < self.array(array).grid.size:
+            return self.chunk_name(array, linear)
+        return f"{self.name}/{array}, part {linear} after the steps"
 
     def documents(self) -> dict[str, bytes]:
         """All of the hierarchy but its chunks, by key: as it is laid on disk."""

@@ -18,7 +18,7 @@ from gpuflow.errors import NameTaken
 from gpuflow.execution.run import look, plan_all_chunks, prepare, run_pipeline
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
-from gpuflow.pipelines import plan as planning
+from gpuflow.pipelines import stored as planning
 from gpuflow.pipelines.pipeline import Pipeline
 from gpuflow.storage.metadata import ArrayMetadata
 from tests.execution.test_run import roots_of
