@@ -226,7 +226,7 @@ class GatherJob:
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done; the first that is not has everything read for the whole group."""
-        there, inputs = lane.there(self.target), dict(zip(lane.group.chunks, lane.group.inputs, strict=True))
+        there, inputs = lane.there(self.target), lane.inputs
 
         def is_done(number: int) -> bool:
             return number in there and there[number].recipe == recipe(self.made_by, inputs[number])
@@ -235,17 +235,18 @@ class GatherJob:
             return lane.skip()
         target = lane.codec_of(self.target)
         grid = target.metadata.grid
-        specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
+            specs = specs_of(self.records[0], self.flow)
             wanted = [number for number in lane.group.chunks if not is_done(number)]
-            lane.shared = Gathering(lane, self.records[0], self.flow, specs, grid, wanted, self.patience_seconds)
-        boxes, found = lane.shared.take(chunk)
+            gathering = Gathering(lane, self.records[0], self.flow, specs, grid, wanted, self.patience_seconds)
+            lane.shared = gathering, Evaluation(self.flow, specs, self.backend)
+        gathering, evaluate = lane.shared
+        boxes, found = gathering.take(chunk)
         if found != inputs[chunk]:
             raise SourceChanged(self.records[0].name)
         region = grid.region(chunk)
         set_place(lane, target.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
-            evaluate = Evaluation(self.flow, specs, self.backend)
             block = evaluate(boxes, region, lambda shape, _: target.place(shape, lane.slot))
         with lane.tally.timed("encode"):
             data = target.encode(block, lane.slot)
@@ -278,14 +279,16 @@ class GatherStatisticsJob:
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Of one part, placed in the kept axes of the whole."""
-        specs = specs_of(self.records[0], self.flow)
         if lane.shared is None:
-            lane.shared = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks, self.patience_seconds)
-        boxes, _ = lane.shared.take(chunk)
+            specs = specs_of(self.records[0], self.flow)
+            gathering = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks, self.patience_seconds)
+            lane.shared = gathering, Evaluation(self.flow, specs, self.backend)
+        gathering, evaluate = lane.shared
+        boxes, _ = gathering.take(chunk)
         region, keep = self.grid.region(chunk), self.request.keep
         set_place(lane, lane.codec.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
-            block = Evaluation(self.flow, specs, self.backend)(boxes, region, lane.slot.computed.array)
+            block = evaluate(boxes, region, lane.slot.computed.array)
             part = self.request.of(block)
             part = part.embed(tuple(self.grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
         lane.keep(chunk, part)

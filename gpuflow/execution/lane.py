@@ -127,6 +127,11 @@ class Lane:
         return dict(zip(self.group.chunks, zip(self.group.generations, self.group.newest, strict=True), strict=True))
 
     @cached_property
+    def inputs(self) -> dict[int, bytes]:
+        """The digest of what each chunk of the group is computed from, as planned; of chunks that are computed from several."""
+        return dict(zip(self.group.chunks, self.group.inputs, strict=True))
+
+    @cached_property
     def _replicas(self) -> dict[str, dict[int, Replica]]:
         return {}
 

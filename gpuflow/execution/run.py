@@ -69,6 +69,7 @@ def _run(
     check_nodes(connection, record)
     check_permission(connection, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
+    run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
     plan = statistics.resolve(run, found, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
         return _receipt(run, plan, found, began, [], connection.sent_bytes(run.run_id))

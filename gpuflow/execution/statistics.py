@@ -90,12 +90,12 @@ def reduce_flow(run: Run, found: Survey, flow: Flow, request: Request, backend: 
     if flow.is_chunkwise:
         path = flow.paths[0]
         return reduce_array(run, path, tables[path], request, flow.steps or (), backend)
-    array, made_by = virtual_array(run.source, flow)
+    array = virtual_array(run.source, flow)
     grid = array.target.grid
     if not grid.size:
         return request.empty(tuple(grid.shape[axis] for axis in request.keep))
     nothing = merge_reports({}, grid.size)
-    part = plan_chunks(array, made_by, tables, nothing)
+    part = plan_chunks(array, array.made_by(None), tables, nothing)
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
     job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.patience_seconds)
@@ -103,14 +103,13 @@ def reduce_flow(run: Run, found: Survey, flow: Flow, request: Request, backend: 
     return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size)
 
 
-def virtual_array(source: DatasetRecord, flow: Flow) -> tuple[ArrayPlan, str]:
-    """What `flow` makes of the source as if it were stored, cut as comes naturally, and its fingerprint."""
+def virtual_array(source: DatasetRecord, flow: Flow) -> ArrayPlan:
+    """What `flow` makes of the source as if it were stored, cut as comes naturally."""
     sources = {path: source.array(path) for path in flow.paths}
     specs = flow.specs({path: spec_of(metadata) for path, metadata in sources.items()})
     chunks = flow.cut(specs, {path: metadata.grid.chunks for path, metadata in sources.items()})
     target = ArrayMetadata.create(specs[-1].shape, chunks, specs[-1].dtype, compressor="none")
-    array = ArrayPlan(flow.name, sources, target, flow)
-    return array, array.made_by(None)
+    return ArrayPlan(flow.name, sources, target, flow)
 
 
 def reduce_array(

@@ -20,10 +20,10 @@ from gpuflow.pipelines.spec import PipelineSpec
 def run_and_heal(connection: Connection, spec: PipelineSpec, *, stack: bool = False, progress: Progress | None = None) -> Receipt:
     """`run_pipeline`, twice where that helps. What cannot be made good is a failure that names the chunk, and a note says why."""
     name = spec.source.dataset
-    before = catalog.records(connection).get(name)
+    before = catalog.find(connection, name).transforms if stack else ()  # a question to all nodes, which most runs need not ask
     first = run_pipeline(connection, spec, stack=stack, progress=progress)
     damaged = [failure for failure in first.outcome.tally.failures if failure.damaged]
-    if not damaged or first.outcome.interrupted or before is None:
+    if not damaged or first.outcome.interrupted:
         return first
     record = catalog.find(connection, name)
     findings, notes = heal(connection, record, damaged)
@@ -31,7 +31,7 @@ def run_and_heal(connection: Connection, spec: PipelineSpec, *, stack: bool = Fa
     first = replace(first, notes=(*first.notes, *notes))
     if not repaired:
         return first
-    begun = len(record.transforms) > len(before.transforms)  # in place: once more is not on top of itself
+    begun = len(record.transforms) > len(before)  # in place: once more is not on top of itself
     second = run_pipeline(connection, spec, stack=stack and not begun, progress=progress)
     second.outcome.tally.healed += [Healed(finding.chunk, finding.node, finding.repaired) for finding in repaired]
     return _joined(first, second)

@@ -110,6 +110,16 @@ def test_variables_become_the_channels_of_samples(three_nodes: Connection, field
     assert (again.statistics_chunks, again.to_dict()["chunks"]["done"]) == (0, 0)
 
 
+def test_a_coordinate_that_does_not_fit_any_more_is_left_out_and_said(
+    three_nodes: Connection, fields: dict[str, np.ndarray]
+) -> None:
+    receipt = run(three_nodes, "first-hours", [{"crop": {"to": {"time": [0, 6]}}}], ["u", "v"])
+    assert receipt.status == "done"
+    assert receipt.notes == ("time is not carried over: a dimension of it has another length now",)
+    assert sorted(catalog.find(three_nodes, "first-hours").arrays) == ["u", "v"]
+    np.testing.assert_array_equal(stored(three_nodes, "first-hours", "v"), fields["v"][:6])
+
+
 def test_a_step_that_raises_fails_its_chunks_alone(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
     steps = [{"rolling": {"size": {"time": 3}}}, {"map": "where(x > 340, 1e9, x)"}, {"cast": {"dtype": "uint8", "strict": True}}]
     low = run(three_nodes, "strict", [*steps[:1], {"clip": [0, 255]}, *steps[1:]], "u").to_dict()
