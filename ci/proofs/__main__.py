@@ -87,6 +87,7 @@ def _add_kills(report: Report, job: str, counts: Counts, wanted: int, replicas: 
     report.notes.append(
         f"{part} {with_replicas}: {counts.runs} runs in place ended, {counts.checked:,} replicas compared with NumPy"
     )
+    report.notes += [f"{part} {with_replicas}: it hung; see {kept}" for kept in counts.kept]
     report.check(f"{part} {with_replicas}: {what_was_done}", sum(counts.killed.values()), ">=", wanted)
     for what, count in counts.wrongs().items():
         report.check(f"{part} {with_replicas}: {what}", count, "<=", 0)

@@ -6,6 +6,7 @@ no imports. They end when the process that started them does, however that ends.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -80,12 +81,22 @@ class Processes:
         for process in processes:
             process.join()
 
+    def signal(self, number: signal.Signals) -> None:
+        """To all that are alive."""
+        for process in self._alive.values():
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    def logs(self) -> list[Path]:
+        return sorted(self._folder.glob("*.log"))
+
 
 def _child(log: Path, target: Callable[..., None], *arguments: Any) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    faulthandler.register(signal.SIGUSR1)  # writes the stacks of all threads
     dask.config.set({"distributed.comm.timeouts.connect": _CONNECT_SECONDS})
     leases.LEASE_SECONDS = _LEASE_SECONDS
     print(f"-- {target.__name__} {os.getpid()} at {time.strftime('%X')}", flush=True)

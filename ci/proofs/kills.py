@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ci.proofs import hangs
 from ci.proofs.cluster import CLIENT, SCHEDULER, Processes
 from gpuflow.cluster.connection import connect
 from gpuflow.datasets import catalog
@@ -55,6 +56,8 @@ class Counts:
     few: int = 0
     """Chunks with fewer replicas of the last run that ended, or of the next, than they are to have."""
     hangs: int = 0
+    kept: list[Path] = field(default_factory=list)
+    """Folders with what was to be known of each hang."""
     made: int = 0
     """Things that somebody made where a root had been."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -195,6 +198,7 @@ class Killing:
         while self._ended == before:
             if time.monotonic() - began > _HANG_SECONDS:
                 self.counts.hangs += 1
+                self.counts.kept.append(hangs.keep(self._processes))
                 break
             self._wait(_LOOK_SECONDS)
         return time.monotonic() - began
