@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heapify, heappop, heappush
@@ -185,6 +185,15 @@ class Router:
         """Parked tasks none of whose holders is among the `live` nodes."""
         alive = set(live)
         return [key for holders, queue in self._queues.items() if not holders & alive for key in queue.all_keys()]
+
+    def waiting_for(self, paused: Set[str], live: Set[str], run: str) -> dict[frozenset[str], int]:
+        """How many parked tasks of a run may be done only by nodes that are all `paused`, by these nodes."""
+        found: Counter[frozenset[str]] = Counter()
+        for holders, queue in self._queues.items():
+            able = frozenset(holders & live)
+            if able and able <= paused and run in queue.runs and not queue.last(run).movable:
+                found[able] += len(queue.runs[run])
+        return found
 
     def holder_sets(self) -> set[frozenset[str]]:
         """Of the tasks that are parked or on their way."""

@@ -495,7 +495,14 @@ class GpuflowPlugin(SchedulerPlugin):
             "idle_seconds": self.idle_seconds[run],
             "transferred": self.transferred,
             "stranded": [key for key in self._stranded() if self.groups[key].run == run],
+            "paused": [(sorted(nodes), tasks) for nodes, tasks in self._held_up(run).items()],
         }
+
+    def _held_up(self, run: str) -> Mapping[frozenset[str], int]:
+        """Tasks that must stay on nodes all of whose workers are paused, by these nodes."""
+        workers, nodes = self.scheduler.workers, self.members.workers_of
+        paused = {node for node, there in nodes.items() if all(workers[address].status in _TAKES_NO_TASKS for address in there)}
+        return self.router.waiting_for(paused, nodes.keys(), run)
 
 
 def install(scheduler: Scheduler) -> GpuflowPlugin:

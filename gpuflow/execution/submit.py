@@ -5,6 +5,7 @@ in its task after a kill, so that one deadly chunk does not take others with it.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from gpuflow.execution.groups import Cutter, in_turn, part_of
 from gpuflow.execution.lane import GroupResult, Job, run_group
 from gpuflow.execution.tally import Failure, Tally
 from gpuflow.pipelines.memory import Sharing
+
+logger = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.05  # between looks at what has finished, where no end of a task gives the occasion
 _ASK_SECONDS = 1.0  # between questions to the scheduler about the run
@@ -84,6 +87,7 @@ class Submission:
         self._uncut: dict[tuple[int, str], list[Cutter]] = {}  # by job and array: what is not yet tasks
         self._work: dict[Any, tuple[ChunkGroup, Job, int]] = {}  # by key: and the number of the try
         self._stranded: dict[Any, float] = {}  # key -> since when
+        self._told: set[tuple[str, ...]] = set()  # paused nodes that the user knows of
         self._number = 0
         self._threads = 1
         self.outcome = Outcome()
@@ -185,6 +189,7 @@ class Submission:
         embedded = self._connection.embedded
         if answer["broken"] or (embedded is not None and embedded.trouble):
             raise ClusterError(f"the run was stopped: {answer['broken'] or embedded.trouble}")  # type: ignore[union-attr]
+        self._tell_of_paused(answer["paused"])
         now = time.monotonic()
         keys = {tuple(key) for key in answer["stranded"]}
         self._stranded = {key: self._stranded.get(key, now) for key in keys}
@@ -199,6 +204,18 @@ class Submission:
                     str(ChunkLost(f"{group.dataset}/{group.array} number {chunk}", [group.node or "all nodes"])),
                 )
             self._connection.client.cancel([future for future in pending.futures if future.key == key])
+
+    def _tell_of_paused(self, paused: Sequence[tuple[Sequence[str], int]]) -> None:
+        """Once, of nodes that are there and take no work, where chunks must wait for them."""
+        for nodes, tasks in paused:
+            if tuple(nodes) not in self._told:
+                self._told.add(tuple(nodes))
+                logger.warning(
+                    "%d tasks wait for %s, whose workers are paused or about to leave: they go on when Dask resumes one, which it does "
+                    "when it has memory again, or when another worker of that node starts",
+                    tasks,
+                    " or ".join(nodes),
+                )
 
     def _ask(self) -> dict[str, Any]:
         answer = dict(self._connection.ask("gf_run", run=self._run))

@@ -63,7 +63,9 @@ def test_chunks_that_must_stay_wait_for_the_end_of_the_pause() -> None:
         worker = await in_hands(cluster, "n0", 2)
         pause(worker)
         await cluster.until(lambda: not cluster.scheduler.workers[worker.address].processing)
-        assert cluster.plugin.router.waiting >= 4
+        waiting = cluster.plugin.router.waiting
+        assert waiting >= 4
+        assert (await cluster.plugin.handle_run("r"))["paused"] == [(["n0"], waiting)]
         worker.status = Status.running
         assert await results(futures) == ["n0"] * 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -75,7 +76,7 @@ def wait_for(connection: Connection, count: int) -> None:
 
 
 @contextmanager
-def napping(connection: Connection, flag: Path) -> Iterator[list[Outcome]]:
+def napping(connection: Connection, flag: Path, movable: bool = True) -> Iterator[list[Outcome]]:
     """A run of naps, one for each chunk, until the block has ended; then its outcome."""
     outcomes: list[Outcome] = []
     flag.touch()
@@ -83,7 +84,8 @@ def napping(connection: Connection, flag: Path) -> Iterator[list[Outcome]]:
     def work() -> None:
         record = catalog.find(connection, "d")
         run, job = Run(connection, record), NapWhile((record,), SECONDS, flag=str(flag))
-        batches = run.batches(job, ARRAY, range(CHUNKS), catalog.chunk_table(connection, "d", ARRAY, CHUNKS))
+        table = catalog.chunk_table(connection, "d", ARRAY, CHUNKS)
+        batches = run.batches(job, ARRAY, range(CHUNKS), table, movable=movable)
         outcomes.append(Singles(connection, "nap", run.run_id, Silent()).execute(batches))
 
     thread = threading.Thread(target=work)
@@ -118,6 +120,20 @@ def test_a_worker_that_pauses_does_not_hold_up_the_run(nodes: Nodes, connection:
     assert by_node["node0"] > 0.9 * CHUNKS
     assert connection.client.scheduler_info(n_workers=-1)["workers"][second]["status"] == "paused"
     connection.client.run(set_status, "running", workers=[second])
+
+
+def test_who_waits_for_paused_workers_is_told(
+    nodes: Nodes, connection: Connection, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with napping(connection, tmp_path / "flag", movable=False) as outcomes:
+        until(lambda: working(connection) == {"n0", "n1"}, "both at work")
+        connection.client.run(set_status, "paused")
+        until(lambda: bool(caplog.messages), "a word about it")
+        connection.client.run(set_status, "running")
+    (outcome,) = outcomes
+    assert (outcome.tally.failures, outcome.tally.done) == ([], CHUNKS)
+    (message,) = caplog.messages
+    assert re.match(r"\d+ tasks wait for node0-\w+ or node1-\w+, whose workers are paused", message)
 
 
 def test_a_node_that_joins_is_given_work_and_one_that_is_lost_is_done_without(
