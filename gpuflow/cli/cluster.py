@@ -48,4 +48,7 @@ def node(
     processes, share = share_out(workers=workers)
     options = ["--nworkers", str(processes), "--nthreads", str(threads or share), "--no-dashboard"]
     options += ["--host", host] if host else []
-    serve_node(address, root or store_root(), options, name, rack, may_exec=allow_exec)
+    place = root or store_root()
+    if not (place / "node.json").exists():
+        typer.echo(f"{place} holds no store: this is a new node. If it had one, stop here: its disk is not mounted.", err=True)
+    serve_node(address, place, options, name, rack, may_exec=allow_exec)

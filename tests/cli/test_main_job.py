@@ -150,10 +150,11 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_continues(tmp_path: Path) -> None:
 
 
 @contextmanager
-def running(*arguments: object, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A `gpuflow` command that runs until it is stopped; it has to end on SIGTERM."""
+def running(*arguments: object, log: Path = Path(os.devnull), **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A `gpuflow` command that runs until it is stopped; it has to end on SIGTERM. log: for what it says."""
     command = [sys.executable, "-m", "gpuflow", *map(str, arguments)]
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with log.open("wb") as opened:
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=opened, stderr=subprocess.STDOUT)
     try:
         yield process
     finally:
@@ -184,11 +185,12 @@ def test_scheduler_and_nodes_as_on_a_cluster(tmp_path: Path, photographs: Path) 
     roots = [tmp_path / "n1", tmp_path / "n2"]
     options = ("--port", port, "--dashboard", "none")
     with (
-        running("node", "--scheduler", address, "--root", roots[0], "--name", "n1"),
+        running("node", "--scheduler", address, "--root", roots[0], "--name", "n1", log=tmp_path / "log"),
         running("node", "--root", roots[1], "--name", "n2", GPUFLOW_SCHEDULER=address),
     ):
         with running("scheduler", *options):
             wait_for_nodes(address, 2, tmp_path)
+            assert f"{roots[0]} holds no store: this is a new node" in (tmp_path / "log").read_text()
             gpuflow("ingest", photographs, "photos", "--tile", 64, "--chunk-samples", 8, "--scheduler", address, root=tmp_path)
             receipt = json.loads(gpuflow("run", QUICKSTART, "--json", root=tmp_path, GPUFLOW_SCHEDULER=address))
             assert receipt["bytes"]["shipped"] == 0
