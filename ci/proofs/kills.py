@@ -58,6 +58,8 @@ class Counts:
     hangs: int = 0
     kept: list[Path] = field(default_factory=list)
     """Folders with what was to be known of each hang."""
+    wrong_ones: list[str] = field(default_factory=list)
+    """What is lost, torn, wrong, or too few, one by one."""
     made: int = 0
     """Things that somebody made where a root had been."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -85,9 +87,11 @@ def initial() -> NDArray[np.int64]:
 def client(address: str, seed: int, ended: Connection) -> None:
     """Run after run, beginning with the one that is not known to have ended. Tells each run's number when it has."""
     with connect(address) as connection:
-        run = max(0, len(catalog.find(connection, "data").transforms) - 1)
+        run = 0
         while True:
-            begun = len(catalog.find(connection, "data").transforms) > run
+            known = len(catalog.find(connection, "data").transforms)
+            run = max(run, known - 1)  # a node that knows of a later one may have joined since
+            begun = known > run
             spec = from_dict({"source": "data", "steps": [{"map": f"x + {addend(seed, run)}"}], "output": {"in_place": True}})
             try:
                 receipt = run_pipeline(connection, spec, stack=not begun).to_dict()
