@@ -35,6 +35,14 @@ def ingest(
     link: Annotated[
         bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Put it behind what the dataset holds, as new chunks; makes the dataset if it is new."),
+    ] = False,
+    axis: Annotated[
+        str | None,
+        typer.Option(help="--append: the dimension that grows, by name or number (default: the first of the largest arrays)."),
+    ] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="On how many nodes each chunk is to lie (default: 1).")] = None,
     max_replicas: Annotated[
         int | None,
@@ -48,24 +56,38 @@ def ingest(
     report: Report = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a dataset of a Zarr, a .npy file or a directory of images.
+    """Make a dataset of a Zarr, a .npy file or a directory of images, or append it to one.
 
-    Its chunks are spread evenly over the nodes. Interrupted, the same command continues."""
+    Its chunks are spread evenly over the nodes. Interrupted, the same command continues; what is in is not appended twice."""
     options: dict[str, Any] = {"tile": _pixels("--tile", tile), "size": _pixels("--size", size), "color": color}
     options |= {"chunk_samples": chunk_samples, "skip_bad": skip_bad, "arrays": array or None}
     from gpuflow.display.progress import ProgressBar
+    from gpuflow.objectstore.append import append_sources
     from gpuflow.objectstore.ingest import check_name, ingest_source
     from gpuflow.objectstore.sources import open_source
 
     check_name(name)
+    _check_append(append, link, axis)
     policy = None
     if replicas or max_replicas:
         policy = {"min": replicas or 1, "max": max(replicas or 1, max_replicas or 1)}
     opened = open_source(source, **options)
     opened.layout()  # a bad source is found before a cluster is started for it
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
-        receipt = ingest_source(connection, opened, name, link=link, replicas=policy, progress=bar)
+        if append:
+            receipt = append_sources(connection, [opened], name, axis=axis, replicas=policy, progress=bar)
+        else:
+            receipt = ingest_source(connection, opened, name, link=link, replicas=policy, progress=bar)
     end_with(receipt, as_json, report)
+
+
+def _check_append(append: bool, link: bool, axis: str | None) -> None:
+    if append and link:
+        raise ConfigError(
+            [Problem("cannot be linked: its slices become parts of other chunks", "--append", hint="leave out --link")]
+        )
+    if axis is not None and not append:
+        raise ConfigError([Problem("is only for what is appended", "--axis", hint="add --append")])
 
 
 def datasets(nodes: Nodes_ = None, scheduler: Scheduler = None, root: Root = None, as_json: AsJson = False) -> None:
