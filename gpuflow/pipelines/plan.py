@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
-from gpuflow.pipelines.fingerprint import fingerprint, recipe, recipes
+from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint, recipe, recipes
 from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.pulls import Homes, inputs_digest, pulls_of
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
@@ -351,7 +351,10 @@ def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable
     rows, there = source.rows, source if target is None else target
     done = source.present & there.present
     made = np.flatnonzero(done)
-    wanted = recipes(made_by, rows["inputs" if target is None else "digest"][made])
+    inputs = rows["inputs" if target is None else "digest"]
+    if target is not None and not array.carried:
+        inputs = cut_shorts(inputs, array.source.grid)
+    wanted = recipes(made_by, inputs[made])
     done[made] = there.rows["recipe"][made] == wanted
     pending, lost = np.flatnonzero(source.present & ~done), np.flatnonzero(~source.present)
     newest = there.rows["generation"].tolist()
@@ -368,7 +371,7 @@ def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTab
         if not all(sources[one.path].present[one.chunks].all() for one in pulls):
             unmade.append(chunk)
             continue
-        inputs = inputs_digest([sources[one.path].rows["digest"][one.chunks] for one in pulls])
+        inputs = inputs_digest(pulls, [sources[one.path].rows["digest"][one.chunks] for one in pulls])
         if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
             continue
         pending.append(chunk)
