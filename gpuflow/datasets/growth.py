@@ -83,6 +83,14 @@ def unfinished(before: Grid, after: Grid) -> list[int]:
     return list(range(before.shape[axis] // before.chunks[axis] * inner, after.size))
 
 
+def settled(grid: Grid) -> int:
+    """How many chunks, from the first on, stay as they are when the array grows along the first axis that is cut."""
+    axis = next((axis for axis, count in enumerate(grid.counts) if count > 1), 0)
+    if not grid.shape or not grid.shape[axis] % grid.chunks[axis]:
+        return grid.size
+    return grid.size - prod(grid.counts[axis + 1 :])
+
+
 def is_grown(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     """Whether `after` is the document of the same array, longer along one dimension, with the numbers of its chunks kept."""
     if {**before, "shape": None} != {**after, "shape": None} or len(before["shape"]) != len(after["shape"]):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuflow.backends.select import Backend
+from gpuflow.datasets.growth import settled
 from gpuflow.errors import SourceChanged, StoreError
 from gpuflow.execution.evaluate import Evaluation
 from gpuflow.execution.gather import Gathering
@@ -197,8 +198,8 @@ class StatisticsJob:
 
     def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
-        size = self.records[0].array(lane.group.array).grid.size
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, merge)
+        grid = self.records[0].array(lane.group.array).grid
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, grid.size, merge, settled(grid))
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ class GatherStatisticsJob:
 
     def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, merge)
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, merge, settled(self.grid))
 
 
 def specs_of(record: DatasetRecord, flow: Flow) -> tuple[ArraySpec, ...]:

@@ -71,11 +71,13 @@ def _run(
     check_permission(connection, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
-    plan = statistics.resolve(run, found, plan)
+    plan = statistics.resolve(run, found, plan, record)
     if run.stopped:  # no parameters, so not one chunk was begun
         return _receipt(run, plan, found, began, [], connection.sent_bytes(run.run_id))
     if run.statistics_chunks:  # it may be long ago that the nodes were asked
         found = look(connection, spec)
+    if plan.level is None and dict(record.fits) != dict(plan.fits):
+        record = record.next(fits=plan.fits)
     chunks = plan_all_chunks(found, plan)
     lost = {(path, number) for part in chunks for path, numbers in part.lost.items() for number in numbers}
     for path, number in sorted(lost):

@@ -177,7 +177,8 @@ def _recompute(connection: Connection, record: DatasetRecord, findings: list[Fin
     """By the pipeline that made the dataset, if it would do these chunks and no others."""
     spec = from_dict(_again(record, "pipeline"))
     found = look(connection, spec)
-    plan, missing = look_up(found, prepare(found, spec)[0])
+    prepared, begun = prepare(found, spec)
+    plan, missing = look_up(found, prepared, begun=begun)
     wanted = {(finding.array, finding.index) for finding in findings}
     chunks = plan_all_chunks(found, plan)
     pending = {(part.array.path, chunk) for part in chunks for chunk in part.pending}
