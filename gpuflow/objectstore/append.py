@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -68,7 +68,8 @@ def append_sources(
         if len(sources) == 1 or first.status != "done":
             return first
     with _adding(connection, name, same, run_id):
-        return _append(connection, sources, name, axis, run_id, progress, first)
+        receipt = _append(connection, sources, name, axis, run_id, progress, first)
+    return replace(receipt, fingerprint=same)
 
 
 @contextmanager
@@ -101,7 +102,8 @@ def _append(
 ) -> Receipt:
     began, notes = time.monotonic(), list[str]()
     record = catalog.find(connection, name)
-    _check_kind(record)
+    check_appendable(record)
+    identities = {source.location: source.identity() for source in sources}
     growth = _planned(connection, record, sources, axis, notes)
     run = Run(connection, record, progress or Silent(), run_id=run_id)
     total = skipped = 0
@@ -116,6 +118,7 @@ def _append(
         skipped = make_chunks(run, growth.axes, pieces, recipes, growth.base)
         total = sum(map(len, recipes.values()))
         if not run.stopped:
+            _check_unchanged(growth.fresh, identities)
             _finish(connection, growth.record)
     if first is not None:
         run.outcome.tally.add(first.outcome.tally)
@@ -125,7 +128,7 @@ def _append(
     return Receipt(
         run_id=run_id,
         pipeline=f"{locations} -> {name}",
-        fingerprint=fingerprint({"append": [source.identity() for source in sources]}),
+        fingerprint="",
         target=name,
         routing=connection.info()["routing"],
         total=total,
@@ -139,7 +142,14 @@ def _append(
     )
 
 
-def _check_kind(record: DatasetRecord) -> None:
+def _check_unchanged(pieces: Sequence[Piece], identities: Mapping[str, str]) -> None:
+    """SourceError for a source that is not what it was before it was read: some of it may be of before, and some of after."""
+    for source in (piece.source for piece in pieces):
+        if source is not None and source.identity() != identities[source.location]:
+            raise SourceError(source.location, "has changed while it was read", "append it again once it is complete")
+
+
+def check_appendable(record: DatasetRecord) -> None:
     """NameTaken for a dataset to which nothing can be appended."""
     name = record.name
     kind = record.origin.get("kind")
