@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpuflow.cli.common import AsJson, Device, Nodes_, Report, Root, Scheduler, Workers, cluster, end_with, nodes_to_look_at, show
 from gpuflow.errors import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from gpuflow.cluster.connection import Connection
 
 
 def _pixels(option: str, text: str | None) -> tuple[int, int] | None:
@@ -35,6 +39,25 @@ def ingest(
     link: Annotated[
         bool, typer.Option("--link", help="Zarr on a node's own file system: link its chunks, copy no bytes.")
     ] = False,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Put it behind what the dataset holds, as new chunks; makes the dataset if it is new."),
+    ] = False,
+    follow: Annotated[
+        bool,
+        typer.Option(
+            "--follow",
+            help="SOURCE is a directory: append each file that is complete in it (.npy, images, Zarr directories with a file _SUCCESS), "
+            "now and whenever one comes, until interrupted.",
+        ),
+    ] = False,
+    once: Annotated[bool, typer.Option("--once", help="--follow: what is there now, and no longer; for cron.")] = False,
+    axis: Annotated[
+        str | None,
+        typer.Option(
+            help="--append, --follow: the dimension that grows, by name or number (default: the first of the largest arrays)."
+        ),
+    ] = None,
     replicas: Annotated[int | None, typer.Option(min=1, help="On how many nodes each chunk is to lie (default: 1).")] = None,
     max_replicas: Annotated[
         int | None,
@@ -48,24 +71,67 @@ def ingest(
     report: Report = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a dataset of a Zarr, a .npy file or a directory of images.
+    """Make a dataset of a Zarr, a .npy file or a directory of images, or append it to one.
 
-    Its chunks are spread evenly over the nodes. Interrupted, the same command continues."""
+    Its chunks are spread evenly over the nodes. Interrupted, the same command continues; what is in is not appended twice."""
     options: dict[str, Any] = {"tile": _pixels("--tile", tile), "size": _pixels("--size", size), "color": color}
     options |= {"chunk_samples": chunk_samples, "skip_bad": skip_bad, "arrays": array or None}
     from gpuflow.display.progress import ProgressBar
+    from gpuflow.objectstore.append import append_sources
     from gpuflow.objectstore.ingest import check_name, ingest_source
     from gpuflow.objectstore.sources import open_source
 
     check_name(name)
+    _check_append(append or follow, link, axis, once and not follow)
     policy = None
     if replicas or max_replicas:
         policy = {"min": replicas or 1, "max": max(replicas or 1, max_replicas or 1)}
+    if follow:
+        with cluster(scheduler, nodes, workers, device, root) as connection:
+            return _follow(connection, source, name, {"axis": axis, "options": options, "replicas": policy}, once, as_json)
     opened = open_source(source, **options)
     opened.layout()  # a bad source is found before a cluster is started for it
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
-        receipt = ingest_source(connection, opened, name, link=link, replicas=policy, progress=bar)
+        if append:
+            receipt = append_sources(connection, [opened], name, axis=axis, replicas=policy, progress=bar)
+        else:
+            receipt = ingest_source(connection, opened, name, link=link, replicas=policy, progress=bar)
     end_with(receipt, as_json, report)
+
+
+def _follow(connection: Connection, source: str, name: str, how: dict[str, Any], once: bool, as_json: bool) -> None:
+    """Report each look at which something happened. Exit status 1 when, once, something was left out."""
+    from gpuflow.objectstore.following import Follower
+
+    follower = Follower(connection, source, name, **how)
+    for found in [follower.look()] if once else follower.follow():
+        if as_json:
+            if once or found.appended or found.refused:
+                typer.echo(json.dumps(found.to_dict()))
+        else:
+            for path in found.appended:
+                typer.echo(f"appended {path}")
+            for path, reason in found.refused.items():
+                typer.echo(f"left out {path}: {reason}", err=True)
+            for note in [note for receipt in found.receipts for note in receipt.notes]:
+                typer.echo(note)
+            if once:
+                typer.echo(
+                    f"{name}: {len(found.appended)} appended, {len(found.refused)} left out, {len(found.waiting)} being written"
+                )
+        if once and found.refused:
+            raise typer.Exit(1)
+
+
+def _check_append(append: bool, link: bool, axis: str | None, once: bool) -> None:
+    if once:
+        raise ConfigError([Problem("is only for a directory that is followed", "--once", hint="add --follow")])
+    if append and link:
+        raise ConfigError(
+            [Problem("cannot be linked: its slices become parts of other chunks", "--append", hint="leave out --link")]
+        )
+    if axis is not None and not append:
+        raise ConfigError([Problem("is only for what is appended", "--axis", hint="add --append")])
 
 
 def datasets(nodes: Nodes_ = None, scheduler: Scheduler = None, root: Root = None, as_json: AsJson = False) -> None:

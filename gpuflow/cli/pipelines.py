@@ -84,9 +84,9 @@ def plan(
     chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
         found = look(where, spec)
-        checked, _ = prepare(found, spec, stack=stack)
+        checked, record = prepare(found, spec, stack=stack)
         memory = check_memory(where, found, checked, workers or spec.run.workers)
-        checked, _ = statistics.look_up(found, checked)
+        checked, _ = statistics.look_up(found, checked, begun=record)
         details = plan_details(checked, plan_all_chunks(found, checked), chosen, memory)
     show(plan_view(details), details, as_json)
 

@@ -68,7 +68,8 @@ class _Memory(Buffer):
 def read_part(store: NodeStore, dataset: str, array: str, chunks: Sequence[int]) -> Part:
     """The first of `chunks`, verified, as many as make a part; at least one."""
     try:
-        metadata = store.record(dataset).array(array)
+        record = store.record(dataset)
+        record.array(array)
     except NotFound:
         return Part(len(chunks))
     here = store.manifest.replicas_of(dataset, array, chunks)
@@ -77,7 +78,7 @@ def read_part(store: NodeStore, dataset: str, array: str, chunks: Sequence[int])
     memory = _Memory(sum(replica.nbytes for replica in wanted))
     pieces: list[NDArray[np.uint8]] = []
     for replica in wanted:
-        path = f"{store.root}/datasets/{dataset}/{array}/{metadata.key(replica.chunk)}"
+        path = f"{store.root}/datasets/{record.chunk_name(array, replica.chunk)}"
         data: bytes | memoryview[int] | None = store.read_known(path, replica, memory)
         if data is not None:
             memory.used += len(data)

@@ -46,7 +46,9 @@ def _take(nodes: Nodes, dataset: str, pipeline: str, run: str) -> None:
         if left:
             time.sleep(_PAUSE_SECONDS * random.random())
     seconds = f"{leases.LEASE_SECONDS:.0f} s"
-    reason = f"is being changed in place by run {min(others)}; wait for its end (of a run that died: {seconds} after that)"
+    run = min(others).removeprefix(leases.ADDING)
+    what = "appended to" if min(others).startswith(leases.ADDING) else "changed in place"
+    reason = f"is being {what} by run {run}; wait for its end (of a run that died: {seconds} after that)"
     raise NameTaken(dataset, reason)
 
 

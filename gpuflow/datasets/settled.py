@@ -9,7 +9,7 @@ from gpuflow.storage.record import DatasetRecord
 
 def changed_by(nodes: Nodes, record: DatasetRecord) -> str:
     """Which run changes the dataset, in words; "" when none does. A run that died half way is only seen by those who run it again."""
-    runs = {run for run in nodes.each_node(leases.holder, record.name).values() if run is not None}
+    runs = {run for run in nodes.each_node(leases.changer, record.name).values() if run is not None}
     if not runs:
         return ""
     kept = [tag for tag, entry in record.snapshots.items() if len(entry["transforms"]) == len(record.transforms) - 1]

@@ -113,6 +113,8 @@ def _check_ready(record: DatasetRecord) -> None:
         raise NameTaken(record.name, f"is in the middle of a rollback; finish it first: `gpuflow rollback {record.name} TAG`")
     if record.state != "ready":
         raise NameTaken(record.name, "is not complete; finish it first: run the same command again that made it")
+    if record.growth:
+        raise NameTaken(record.name, "is growing, and that was not finished; run the same command again first")
 
 
 def _publish(nodes: Nodes, record: DatasetRecord) -> DatasetRecord:

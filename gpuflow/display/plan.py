@@ -55,6 +55,8 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
     }
     if plan.left_out:
         details["left_out"] = list(plan.left_out)
+    if plan.refits:
+        details["refits"] = list(plan.refits)
     if plan.compressor is not None:
         details["compressor"] = {"name": plan.compressor.name, "why": plan.compressor.why}
     if memory is not None:
@@ -116,6 +118,7 @@ def _whole(details: Mapping[str, Any]) -> list[Text]:
     if left_out := details.get("left_out"):
         names = ", ".join(left_out)
         lines.append(Text(f"not carried over, as a dimension has another length now: {names}", style="yellow"))
+    lines += [Text(said) for said in details.get("refits", ())]
     if choice := details.get("compressor"):
         lines.append(Text(f"compressor: {choice['name']} - {choice['why']}"))
     if memory := details.get("memory"):

@@ -195,7 +195,7 @@ def _missing(
 ) -> list[Batch]:
     """Work for the copies that are missing of `record`."""
     room, work = run.connection.each_node(room_of), list[Batch]()
-    for path, metadata in record.metadata.items():
+    for path, metadata in record.becoming.items():
         table = found.table(record.name, path, metadata.grid.size)
         free, racks = {node: each.free_nbytes for node, each in room.items()}, racks_in(room)
         work += copying_work(run, record, path, copies_to_make(table, wanted, free, leaving, racks), table, rate)

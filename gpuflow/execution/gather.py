@@ -86,7 +86,7 @@ class Gathering:
                 for number in one.chunks.tolist():
                     if (one.path, number) in self._failed:
                         raise self._failed[one.path, number]
-        return self._boxes[chunk], inputs_digest([self._digests[one.path][one.chunks] for one in pulls])
+        return self._boxes[chunk], inputs_digest(pulls, [self._digests[one.path][one.chunks] for one in pulls])
 
     def _place(self, groups: Sequence[GridBox]) -> None:
         """Memory for the box of each group of neighbours, and which part of which chunk goes where."""

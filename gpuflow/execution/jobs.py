@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpuflow.backends.select import Backend
+from gpuflow.datasets.growth import settled
 from gpuflow.errors import SourceChanged, StoreError
 from gpuflow.execution.evaluate import Evaluation
 from gpuflow.execution.gather import Gathering
 from gpuflow.execution.lane import Lane
 from gpuflow.grid import Grid
-from gpuflow.pipelines.fingerprint import recipe
+from gpuflow.pipelines.fingerprint import cut_short, recipe
 from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import spec_of
 from gpuflow.reductions.requests import Reduction, Request, merge
@@ -29,13 +30,13 @@ from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
 
-def load_block(lane: Lane, chunk: int) -> tuple[Replica, Block, Region]:
-    """The valid part of a chunk, decoded, and where in the array it lies. ChunkCorrupt when verified bytes do not decode: they came
-    damaged from the source."""
+def load_block(lane: Lane, chunk: int, grid: Grid) -> tuple[Replica, Block, Region]:
+    """The valid part of a chunk, decoded, and where in the array it lies, as the plan knows its `grid`: it may have grown since.
+    ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
     replica, data = lane.read(chunk)
     with lane.tally.timed("decode"):
         block = decoded(lane.codec, lane.store.node_id, replica, data, lane.slot)
-        region = lane.codec.metadata.grid.region(chunk)
+        region = grid.region(chunk)
         extent = tuple(part.stop - part.start for part in region)
     return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
 
@@ -103,20 +104,22 @@ class MapJob:
         there = lane.there(self.target).get(chunk)
         if self.in_place and there is not None and there.recipe == recipe(self.made_by, there.inputs):
             return lane.skip()
-        source, block, region = load_block(lane, chunk)
-        wanted = recipe(self.made_by, source.digest)
+        grid = self.records[0].array(lane.group.array).grid
+        source, block, region = load_block(lane, chunk, grid)
+        inputs = source.digest if self.in_place else cut_short(source.digest, block.shape, grid.chunks)
+        wanted = recipe(self.made_by, inputs)
         if there is not None and there.recipe == wanted:
             return lane.skip()
         if self.in_place and source.recipe == recipe(self.made_by, source.inputs):
             return lane.skip()  # it was done after all: while the group ran, or its row had been marked as damaged
         if self.in_place and source.recipe == UNKNOWN:
             raise _unknown(lane, chunk)
-        target = lane.codec_of(self.target)
+        target = lane.output_codec(self.target)
         block = apply_steps(lane, self.steps, self.backend, region, block, target)
         with lane.tally.timed("encode"):
             data = target.encode(block, lane.slot)
         with lane.tally.timed("commit"):
-            replica, here = lane.output(self.target, chunk, data, wanted, source.digest)
+            replica, here = lane.output(self.target, chunk, data, wanted, inputs)
             staged = lane.store.stage(replica, data, replaces=here, durable=self.durable)
         lane.add(staged)
 
@@ -185,8 +188,8 @@ class StatisticsJob:
 
     def process(self, lane: Lane, chunk: int) -> None:
         """The statistics of one chunk, placed in the kept axes of the whole array."""
-        _, block, region = load_block(lane, chunk)
-        grid, keep = lane.codec.metadata.grid, self.request.keep
+        grid, keep = self.records[0].array(lane.group.array).grid, self.request.keep
+        _, block, region = load_block(lane, chunk, grid)
         block = apply_steps(lane, self.steps, self.backend, region, block)
         with lane.tally.timed("compute"):
             part = self.request.of(block)
@@ -195,8 +198,8 @@ class StatisticsJob:
 
     def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
-        size = lane.codec.metadata.grid.size
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, size, merge)
+        grid = self.records[0].array(lane.group.array).grid
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, grid.size, merge, settled(grid))
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,7 @@ class GatherJob:
 
     def prepare(self, array: str) -> None:
         """Compile the steps."""
-        grid = self.records[-1].array(array).grid
+        grid = self.records[-1].becoming[array].grid
         if grid.size:
             warm_up(self.records[0], self.flow, grid.region(0), self.backend)
 
@@ -233,7 +236,7 @@ class GatherJob:
 
         if is_done(chunk):
             return lane.skip()
-        target = lane.codec_of(self.target)
+        target = lane.output_codec(self.target)
         grid = target.metadata.grid
         if lane.shared is None:
             specs = specs_of(self.records[0], self.flow)
@@ -295,7 +298,7 @@ class GatherStatisticsJob:
 
     def result(self, lane: Lane) -> dict[Node, Reduction]:
         """Partial results by tree node."""
-        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, merge)
+        return collapse({(0, chunk): value for chunk, value in lane.values.items()}, self.grid.size, merge, settled(self.grid))
 
 
 def specs_of(record: DatasetRecord, flow: Flow) -> tuple[ArraySpec, ...]:

@@ -117,6 +117,10 @@ class Lane:
             self._codecs[dataset] = self.store.codec(dataset, self.group.array)
         return self._codecs[dataset]
 
+    def output_codec(self, dataset: str) -> ArrayCodec:
+        """The same of the array that is written, which may be growing."""
+        return self.store.codec(dataset, self.group.array, becoming=True)
+
     @cached_property
     def _codecs(self) -> dict[str, ArrayCodec]:
         return {}

@@ -33,6 +33,7 @@ from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
+from gpuflow.pipelines.growing import as_begun, ended, grown_output
 from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
@@ -70,11 +71,13 @@ def _run(
     check_permission(connection, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
-    plan = statistics.resolve(run, found, plan)
+    plan = statistics.resolve(run, found, plan, record)
     if run.stopped:  # no parameters, so not one chunk was begun
         return _receipt(run, plan, found, began, [], connection.sent_bytes(run.run_id))
     if run.statistics_chunks:  # it may be long ago that the nodes were asked
         found = look(connection, spec)
+    if plan.level is None and dict(record.fits) != dict(plan.fits):
+        record = record.next(fits=plan.fits)
     chunks = plan_all_chunks(found, plan)
     lost = {(path, number) for part in chunks for path, numbers in part.lost.items() for number in numbers}
     for path, number in sorted(lost):
@@ -86,12 +89,17 @@ def _run(
     record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
     run.submit("map", work)
     keep_up(run, record, partial(_still_to_do, run, plan, record))
-    complete = record.state != "ready" and not run.stopped
-    _, sent = together(
-        lambda: complete and catalog.publish(connection, record.next(state="ready")),
-        lambda: connection.sent_bytes(run.run_id),
-    )
+    _, sent = together(lambda: _end(run, record), lambda: connection.sent_bytes(run.run_id))
     return _receipt(run, plan, found, began, chunks, sent)
+
+
+def _end(run: Run, record: DatasetRecord) -> None:
+    """The dataset is complete, and as long as it was to become, unless something failed."""
+    if run.stopped or (record.state == "ready" and not record.growth):
+        return
+    known = catalog.find(run.connection, record.name) if record.growth else record
+    if (after := ended(record, known)) is not None:
+        catalog.publish(run.connection, after)
 
 
 def look(nodes: Nodes, spec: PipelineSpec) -> Survey:
@@ -124,14 +132,18 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
     record, there = plan.output_record(), known.get(plan.target)
     if there is None:
         return plan, catalog.fresh(found.records, record)
-    if not there.is_made_like(record.origin) or there.arrays != record.arrays:
+    alike = there.is_made_like(record.origin)
+    if alike:
+        plan = as_begun(plan, there)
+    grown = grown_output(there, plan.output_record()) if alike else None
+    if grown is None:
         raise NameTaken(
             there.name, "exists and was made from something else; choose another name, or remove it with `gpuflow remove`"
         )
     if there.transforms or there.state == snapshots.ROLLING_BACK:
         reason = "was changed in place since it was made; choose another name, or remove it with `gpuflow remove`"
         raise NameTaken(there.name, reason)
-    there = there.keeping(spec.output.policy)
+    there = grown.keeping(spec.output.policy)
     return plan, there if there.origin == record.origin else there.next(origin=record.origin)
 
 

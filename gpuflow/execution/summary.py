@@ -171,12 +171,12 @@ def _take(
     if not missing:
         return False
     backend = select_backend(pipeline.run.backend)
-    together = statistics.reduce_flow(run, found, question.flow, Several(missing), backend)
-    if together is None:
+    reduced = statistics.reduce_flow(run, found, question.flow, Several(missing), backend, [keys[one] for one in missing])
+    if reduced is None:
         return None
-    fresh = dict(zip(missing, together.parts, strict=True))
+    fresh = dict(zip(missing, reduced.value.parts, strict=True))
     values.update({one.kind: value for one, value in fresh.items()})
-    statistics.keep(run, {keys[one]: value.to_dict() for one, value in fresh.items()})
+    statistics.keep(run, {keys[one]: value.to_dict() for one, value in fresh.items()} | dict(reduced.partials))
     return True
 
 

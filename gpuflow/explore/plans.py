@@ -44,10 +44,10 @@ def plan(
     locator = locator_for(connection, root)
     try:
         found = look(locator, spec)
-        checked, _ = prepare(found, spec)
+        checked, record = prepare(found, spec)
         where = locator.connection if isinstance(locator, ClientLocator) else locator
         memory = check_memory(where, found, checked, spec.run.workers)
-        checked, _ = statistics.look_up(found, checked)
+        checked, _ = statistics.look_up(found, checked, begun=record)
         details = plan_details(checked, plan_all_chunks(found, checked), select_device(spec.run.device), memory)
         return PipelinePlan(spec, checked, details, locator)
     except BaseException:

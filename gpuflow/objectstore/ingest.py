@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,11 @@ def _record(connection: Connection, source: Source, layout: Layout, name: str) -
         raise NameTaken(
             name, "was changed in place since it was ingested; ingest under another name, or remove it with `gpuflow remove`"
         )
+    if there.origin.get("appended"):
+        count = len(there.origin["appended"])
+        raise NameTaken(
+            name, f"has grown by {count} more sources since it was ingested; add others with `gpuflow ingest --append`"
+        )
     if not there.is_made_like(origin):
         same = there.origin.get("location") == source.location
         reason = "was ingested from this source with other options or other content" if same else "exists already"
@@ -175,7 +180,7 @@ def _linking_nodes(connection: Connection, source: Source) -> list[str]:
     return nodes
 
 
-def _work(run: Run, job: IngestJob, nodes: Sequence[str], found: Survey) -> list[Batch]:
+def _work(run: Run, job: IngestJob, nodes: Sequence[str], found: Survey, arrays: Iterable[str] = ()) -> list[Batch]:
     """For the chunks that are not there, and have not failed. A chunk that is there, damaged, stays on its node."""
     failed = {failure.chunk for failure in run.outcome.tally.failures}
     workers = run.connection.nodes()
@@ -183,7 +188,7 @@ def _work(run: Run, job: IngestJob, nodes: Sequence[str], found: Survey) -> list
     if not live:
         raise ClusterError(f"none of the nodes that are to hold {run.source.name!r} is there", "run again when they are back")
     slots = {node: len(addresses) for node, addresses in workers.items()}
-    return [batch for path in run.source.arrays for batch in _batches(run, path, job, live, slots, found, failed)]
+    return [batch for path in arrays or run.source.arrays for batch in _batches(run, path, job, live, slots, found, failed)]
 
 
 def _batches(
@@ -217,6 +222,14 @@ def _batches(
         )
         for node, chunks, _ in by_holders(pending, target, slots, sum(slots.values()))
     ]
+
+
+def ingest_again(connection: Connection, source: Source, record: DatasetRecord, arrays: Sequence[str]) -> None:
+    """Whatever is damaged of some arrays of a dataset that `source` made."""
+    run = Run(connection, record)
+    job = IngestJob((record,), source, fingerprint({"ingest": source.identity()}))
+    found = survey(connection, [record.name], record.arrays.__contains__)
+    run.submit("ingest", _work(run, job, list(connection.nodes()), found, arrays))
 
 
 def remove_dataset(connection: Connection, name: str, *, with_snapshots: bool = False) -> None:

@@ -22,6 +22,7 @@ from gpuflow.execution.statistics import look_up
 from gpuflow.execution.submit import Progress, Silent
 from gpuflow.execution.tally import Failure
 from gpuflow.objectstore.ingest import ingest_source
+from gpuflow.objectstore.regrow import fetch_again
 from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.history import split_address
 from gpuflow.pipelines.load import from_dict
@@ -176,7 +177,8 @@ def _recompute(connection: Connection, record: DatasetRecord, findings: list[Fin
     """By the pipeline that made the dataset, if it would do these chunks and no others."""
     spec = from_dict(_again(record, "pipeline"))
     found = look(connection, spec)
-    plan, missing = look_up(found, prepare(found, spec)[0])
+    prepared, begun = prepare(found, spec)
+    plan, missing = look_up(found, prepared, begun=begun)
     wanted = {(finding.array, finding.index) for finding in findings}
     chunks = plan_all_chunks(found, plan)
     pending = {(part.array.path, chunk) for part in chunks for chunk in part.pending}
@@ -187,6 +189,10 @@ def _recompute(connection: Connection, record: DatasetRecord, findings: list[Fin
 
 def _fetch_again(connection: Connection, record: DatasetRecord, findings: list[Finding]) -> None:
     """From where it was ingested, if that is as it was."""
+    if "along" in record.origin:
+        _again(record, "options")
+        fetch_again(connection, record, {path: chunks.tolist() for path, chunks in _chunks_of(findings).items()})
+        return
     source = open_source(record.origin["location"], **_again(record, "options"))
     if source.identity() != record.origin["identity"]:
         raise CannotRepair(record.name, f"{source.location} has changed since it was ingested")

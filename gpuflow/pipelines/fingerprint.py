@@ -6,11 +6,14 @@ digest. Equal recipe, equal bytes: such a chunk is skipped."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+
+from gpuflow.grid import Grid
 
 ALGEBRA = 1
 """Raised when a step of the same name and parameters begins to compute something else."""
@@ -25,6 +28,26 @@ def fingerprint(content: Any) -> str:
 def recipe(made_by: str, inputs: bytes) -> bytes:
     """16 bytes: the fingerprint `made_by`, applied to inputs with the digest `inputs`."""
     return xxhash.xxh3_128_digest(bytes.fromhex(made_by) + inputs)
+
+
+def cut_short(digest: bytes, extent: Sequence[int], chunks: Sequence[int]) -> bytes:
+    """What stands for a chunk with the bytes `digest` of which only `extent` is the array's. When an array grows by what its last chunk was
+    padded with, the bytes stay the same, and yet there is more to compute."""
+    if tuple(extent) == tuple(chunks):
+        return digest
+    return xxhash.xxh3_128_digest(digest + np.array(extent, "<i8").tobytes())
+
+
+def cut_shorts(digests: NDArray[Any], grid: Grid) -> NDArray[Any]:
+    """The same of all chunks of an array: (chunks,) V16."""
+    ragged = np.zeros(grid.counts, bool)
+    for axis, (size, chunk) in enumerate(zip(grid.shape, grid.chunks, strict=True)):
+        if size % chunk:
+            ragged[(slice(None),) * axis + (-1,)] = True
+    found = np.array(digests)
+    for number in np.flatnonzero(ragged).tolist():
+        found[number] = np.void(cut_short(found[number].tobytes(), grid.extent(number), grid.chunks))
+    return found
 
 
 def recipes(made_by: str, inputs: NDArray[Any]) -> NDArray[Any]:

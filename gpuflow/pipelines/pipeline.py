@@ -29,11 +29,12 @@ class Pipeline(Shaping):
     output: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
 
-    def standardize(self, per: Any = None, *, mean: Any = None, std: Any = None) -> Pipeline:
+    def standardize(self, per: Any = None, *, mean: Any = None, std: Any = None, refit: str | None = None) -> Pipeline:
         """Subtract the mean and divide by the standard deviation. per: dimensions that keep their own.
 
-        mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out."""
-        return self._then("standardize", per=per, mean=mean, std=std)
+        mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out. refit: once the source has grown,
+        "never" (the default), "always" or "drift > 0.05" standard deviations."""
+        return self._then("standardize", per=per, mean=mean, std=std, refit=refit)
 
     def normalize(
         self,
@@ -43,12 +44,13 @@ class Pipeline(Shaping):
         quantiles: Sequence[float] | None = None,
         min: Any = None,
         max: Any = None,
+        refit: str | None = None,
     ) -> Pipeline:
         """Stretch the values from the smallest to the largest over `range`, 0 to 1 when left out. per: dimensions that keep their own.
 
         quantiles: two shares whose values take the place of the smallest and the largest. min, max: numbers, or nested lists over the
-        dimensions in `per`; from the data when left out."""
-        return self._then("normalize", per=per, range=range, quantiles=quantiles, min=min, max=max)
+        dimensions in `per`; from the data when left out. refit: as for `standardize`, in units of the range."""
+        return self._then("normalize", per=per, range=range, quantiles=quantiles, min=min, max=max, refit=refit)
 
     def unpack(
         self, scale_factor: float | None = None, add_offset: float | None = None, *, missing: float | None = None

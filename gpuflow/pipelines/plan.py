@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
-from gpuflow.pipelines.fingerprint import fingerprint, recipe, recipes
+from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint, recipe, recipes
 from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.pulls import Homes, inputs_digest, pulls_of
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
@@ -87,7 +87,8 @@ class Plan:
     """A checked pipeline over a real dataset. declared: fingerprint of what the user wrote, before statistics fill in parameters.
 
     level: number of in-place pipelines applied before; None for a new dataset. compressor: what `compressor: auto` came to. left_out:
-    arrays that are not carried over, since a dimension of theirs has another size now."""
+    arrays that are not carried over, since a dimension of theirs has another size now. fits: what its steps have taken from the source,
+    see refit.py; refits: what that means now that the source has grown, in words."""
 
     spec: PipelineSpec
     source: DatasetRecord
@@ -96,6 +97,8 @@ class Plan:
     level: int | None = None
     compressor: Choice | None = None
     left_out: tuple[str, ...] = ()
+    fits: Mapping[str, Any] = field(default_factory=dict)
+    refits: tuple[str, ...] = ()
 
     @property
     def target(self) -> str:
@@ -131,6 +134,10 @@ def steps_as_data(steps: Sequence[Operation]) -> list[dict[str, Any]]:
     return [{step.kind: step.to_record_value()} for step in steps]
 
 
+def _without_habits(step: Operation, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {kind: {name: value for name, value in values.items() if name not in step.habits} for kind, values in data.items()}
+
+
 def steps_identity(steps: Sequence[Operation]) -> dict[str, Any]:
     """What decides whether steps compute the same."""
     versions = [step.version for step in steps]
@@ -155,6 +162,7 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
     output = spec.output.model_copy(update={"snapshot": None, "replicas": ReplicasSpec()})  # whatever they are, it is the same
     # An edited function makes chunks of its dataset again; in place it would be applied on top of what it was.
     written = steps_as_data(spec.steps) if spec.output.in_place else spec.to_dict()["steps"]
+    written = [_without_habits(step, values) for step, values in zip(spec.steps, written, strict=True)]
     declared = fingerprint([written, sorted(selected), output.to_value()])
     plan = Plan(spec, source, tuple(arrays), declared, compressor=choice, left_out=left_out)
     return _stacked(plan, stack) if spec.output.in_place else plan
@@ -351,7 +359,10 @@ def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable
     rows, there = source.rows, source if target is None else target
     done = source.present & there.present
     made = np.flatnonzero(done)
-    wanted = recipes(made_by, rows["inputs" if target is None else "digest"][made])
+    inputs = rows["inputs" if target is None else "digest"]
+    if target is not None and not array.carried:
+        inputs = cut_shorts(inputs, array.source.grid)
+    wanted = recipes(made_by, inputs[made])
     done[made] = there.rows["recipe"][made] == wanted
     pending, lost = np.flatnonzero(source.present & ~done), np.flatnonzero(~source.present)
     newest = there.rows["generation"].tolist()
@@ -368,7 +379,7 @@ def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTab
         if not all(sources[one.path].present[one.chunks].all() for one in pulls):
             unmade.append(chunk)
             continue
-        inputs = inputs_digest([sources[one.path].rows["digest"][one.chunks] for one in pulls])
+        inputs = inputs_digest(pulls, [sources[one.path].rows["digest"][one.chunks] for one in pulls])
         if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
             continue
         pending.append(chunk)

@@ -68,12 +68,11 @@ def overlap(grid: Grid, chunk: int, box: Region) -> tuple[Region, Region]:
     return in_chunk, tuple(slice(start - box_start, stop - box_start) for start, stop, _, box_start in common)
 
 
-def inputs_digest(digests: Sequence[NDArray[np.void]]) -> bytes:
-    """One digest of the digests of all chunks that a chunk is computed from, array by array in the order of the pulls. The digest itself
-    where it is one chunk."""
-    if len(digests) == 1 and len(digests[0]) == 1:
-        return bytes(digests[0][0].tobytes())
-    return xxhash.xxh3_128_digest(b"".join(part.tobytes() for part in digests))
+def inputs_digest(pulls: Sequence[Pull], digests: Sequence[NDArray[np.void]]) -> bytes:
+    """One digest of the digests of all chunks that a chunk is computed from, array by array in the order of the pulls, and of what of them
+    is read: at the end of an array it is more once that has grown, even where the chunks' bytes are the same."""
+    bounds = [np.array([(axis.start, axis.stop) for axis in one.box], "<i8").tobytes() for one in pulls]
+    return xxhash.xxh3_128_digest(b"".join([*(part.tobytes() for part in digests), *bounds]))
 
 
 class Homes:

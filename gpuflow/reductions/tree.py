@@ -13,10 +13,11 @@ T = TypeVar("T")
 Node = tuple[int, int]
 
 
-def collapse(leaves: Mapping[Node, T], size: int, merge: Callable[[T, T], T]) -> dict[Node, T]:
+def collapse(leaves: Mapping[Node, T], size: int, merge: Callable[[T, T], T], whole: int = 0) -> dict[Node, T]:
     """Merge every sibling pair that is present, repeatedly. leaves: values by (level, position) in a tree over `size` chunks.
 
-    A node whose right sibling lies beyond `size` is promoted unchanged. ValueError for a node outside the tree or one that
+    A node whose right sibling lies beyond `size` is promoted unchanged. Nodes over the first `whole` chunks are merged with each other
+    only, and none of them is promoted: they are the same in a tree over more chunks. ValueError for a node outside the tree or one that
     is covered twice."""
     levels: dict[int, dict[int, T]] = {}
     for (level, position), value in leaves.items():
@@ -28,8 +29,8 @@ def collapse(leaves: Mapping[Node, T], size: int, merge: Callable[[T, T], T]) ->
         here, above = levels.get(level, {}), levels.setdefault(level + 1, {})
         for position, value in here.items():
             left, right = position & ~1, position | 1
-            whole = left in here and (right in here or right >= _width(size, level))
-            if not whole:
+            together = left in here and (right in here or right >= _width(size, level))
+            if not together or left << level < whole < (right + 1) << level:
                 done[level, position] = value
             elif position == left:
                 if left // 2 in above:

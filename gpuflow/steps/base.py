@@ -69,6 +69,8 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True, defer_build
     """Whether it takes keys that are no fields of its own."""
     runs_programs: ClassVar[bool] = False
     """Whether it runs programs, which a worker has to allow."""
+    habits: ClassVar[tuple[str, ...]] = ()
+    """Fields that say when something is done again, and not what: the same pipeline may have others."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
 

@@ -4,6 +4,7 @@ Computed in the dtype that comes out: float32 for narrow dtypes, else float64.""
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,10 +20,13 @@ from gpuflow.backends import expression_tree as tree
 from gpuflow.errors import StatisticsError
 from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, MomentsRequest, Namespace, Region, Request, StepError, quiet
-from gpuflow.steps.parameters import describe, numbers
+from gpuflow.steps.parameters import describe, nearest, numbers
 
 _NARROW = ("bool", "int8", "uint8", "int16", "uint16", "float16", "float32")
 """dtypes whose every value float32 holds exactly."""
+
+ALWAYS, NEVER = "always", "never"
+_DRIFT = re.compile(r"\s*drift\s*>\s*(\d+(?:\.\d*)?(?:e-?\d+)?|\.\d+)\s*", re.IGNORECASE)
 
 Arrays = Mapping[str, NDArray[np.float64]]
 
@@ -53,6 +57,26 @@ GIVEN = int | float | list[Any] | None
 """What `given_numbers` takes, for the schema."""
 
 
+def _refit(value: Any) -> str | None:
+    """`never`, `always` or `drift > 0.05`, as it is kept."""
+    if value is None:
+        return None
+    if isinstance(value, str) and value in (ALWAYS, NEVER):
+        return value
+    match = _DRIFT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        near = nearest(value, (ALWAYS, NEVER)) if isinstance(value, str) else None
+        hint = f"did you mean `{near}`?" if near else "as in `refit: drift > 0.05`"
+        raise StepError(f"must be never, always, or drift > a number, not {describe(value)}", hint)
+    return f"drift > {float(match[1]):g}"
+
+
+def drift_limit(refit: str | None) -> float | None:
+    """How far statistics may move, where that is said."""
+    match = _DRIFT.fullmatch(refit or "")
+    return float(match[1]) if match else None
+
+
 class _Derived(dict[str, NDArray[np.float64]]):
     """What follows from a step's fields, and so says nothing about whether two steps are equal: pydantic compares it too."""
 
@@ -70,6 +94,9 @@ class ChannelStep(Elementwise, frozen=True):
 
     shorthand: ClassVar[tuple[str, ...]] = ("per",)
     parameters: ClassVar[tuple[str, str]]
+    unit: ClassVar[str]
+    """What a drift is measured in: see `refit`."""
+    habits: ClassVar[tuple[str, ...]] = ("refit",)
     how: ClassVar[tuple[str, ...]] = ()
     """Fields that say how the parameters are taken from the data, and say nothing more once they are known."""
 
@@ -78,6 +105,16 @@ class ChannelStep(Elementwise, frozen=True):
         PlainValidator(_per, json_schema_input_type=str | int | list[str | int] | None),
         Field(
             description="Dimensions whose indices each have their own: names, or axis numbers; none for one of the whole array."
+        ),
+    ] = None
+
+    refit: Annotated[
+        str | None,
+        PlainValidator(_refit, json_schema_input_type=str | None),
+        Field(
+            description="When the source has grown: never (the default) keeps the statistics of the first fit, so that what is made stays "
+            "valid; always takes them anew and makes everything again; drift > 0.05 does so once they have moved by more than that, in "
+            "standard deviations (standardize) or ranges (normalize)."
         ),
     ] = None
 
@@ -99,6 +136,13 @@ class ChannelStep(Elementwise, frozen=True):
         if len(given) == 1:
             missing = next(name for name in self.parameters if name not in given)
             raise StepError(f"`{given[0]}` is given without `{missing}`", "give both, or neither to take them from the data")
+        return self
+
+    @model_validator(mode="after")
+    def _fitted(self) -> Self:
+        if self.refit is not None and getattr(self, self.parameters[0]) is not None:
+            one, other = self.parameters
+            raise StepError(f"`refit` says nothing where `{one}` and `{other}` are given", "leave it out")
         return self
 
     def check(self, array: ArraySpec) -> ArraySpec:
@@ -137,7 +181,11 @@ class ChannelStep(Elementwise, frozen=True):
             hint = f"leave it out, {self.kind} over more of the array, or give {one} and {other} in the step"
             raise StatisticsError(where, reason, hint)
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-        fields |= dict.fromkeys(self.how) | {"per": _per(axes)} | {name: numbers(value) for name, value in values.items()}
+        fields |= (
+            dict.fromkeys((*self.how, *self.habits))
+            | {"per": _per(axes)}
+            | {name: numbers(value) for name, value in values.items()}
+        )
         return type(self)(**fields)
 
     def apply(self, xp: Namespace, block: Array, region: Region) -> Array:

@@ -54,6 +54,7 @@ class Normalize(ChannelStep, frozen=True):
     kind: ClassVar[str] = "normalize"
     about: ClassVar[str] = "Stretch the values from the smallest to the largest, or between two quantiles, over a range."
     parameters: ClassVar[tuple[str, str]] = ("min", "max")
+    unit: ClassVar[str] = "the range"
     how: ClassVar[tuple[str, ...]] = ("quantiles",)
     examples: ClassVar[tuple[Any, ...]] = ({"per": "channel"}, {"per": "band", "range": [-1, 1]}, {"quantiles": [0.01, 0.99]})
 

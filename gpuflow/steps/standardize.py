@@ -31,6 +31,7 @@ class Standardize(ChannelStep, frozen=True):
     kind: ClassVar[str] = "standardize"
     about: ClassVar[str] = "Subtract the mean and divide by the standard deviation, of the whole array or of each channel."
     parameters: ClassVar[tuple[str, str]] = ("mean", "std")
+    unit: ClassVar[str] = "a standard deviation"
     examples: ClassVar[tuple[Any, ...]] = ({"per": "channel"}, {"mean": 0.5, "std": 0.25})
 
     mean: Annotated[

@@ -35,6 +35,7 @@ T = TypeVar("T")
 WRITTEN = "written"
 """Kind of the origin of a dataset that was written through a store, and what the history of another one says of it."""
 _SNAPSHOTS = "has snapshots, which are of its arrays as they are; delete them first"
+_GROWING = "is growing: an append to it, or the run that makes it, was not finished; run that again first"
 _INLINE_NBYTES = 256 * 2**10  # read at once on the event loop: a thread costs more than they do
 _OBJECT_NBYTES = 2**20  # of what is kept in the record, which every node has
 _PUBLISH_TRIES = 50  # writers of one dataset's metadata at the same moment
@@ -343,6 +344,8 @@ def _check_array(record: DatasetRecord, path: str, document: dict[str, Any]) -> 
         raise ConfigError([Problem(f"array {path!r} has no regular chunk grid", hint="gpuflow datasets have regular ones")])
     if path not in record.arrays:
         return
+    if record.growth and record.arrays[path] != document:
+        raise NameTaken(record.name, _GROWING)
     before, after = record.array(path).grid, ArrayMetadata(document).grid
     if record.snapshots and before != after:
         raise NameTaken(record.name, _SNAPSHOTS)

@@ -227,9 +227,10 @@ class _Reader:
         for name, record in self._live.items():
             yield from self._documents(record)
             rows: dict[str, tuple[Any, ...]] = {}
-            for path, metadata in record.metadata.items():
+            for path, metadata in record.becoming.items():
                 for chunk, *row in self._rows(name, path):
-                    rows[os.path.join(path, metadata.key(chunk))] = (path, chunk, *row)
+                    if chunk < metadata.grid.size:  # others are left of an append that was given up
+                        rows[os.path.join(path, metadata.key(chunk))] = (path, chunk, *row)
             yield from self._compare(self._root / "datasets" / name, name, rows)
         strange = [path.name for path in _entries(self._root / "datasets") if path.name not in self._live]
         removed = [name for name in strange if name in self._records]

@@ -19,6 +19,8 @@ from gpuflow.storage.node import NodeStore
 
 LEASE_SECONDS = 30.0
 """How long a lease is good for after it was last taken."""
+ADDING = "append "
+"""How the pipelines begin that only add to a dataset: those who read it are not concerned, but nobody else may change it meanwhile."""
 
 
 def take(store: NodeStore, dataset: str, pipeline: str, run: str) -> str | None:
@@ -41,6 +43,12 @@ def holder(store: NodeStore, dataset: str) -> str | None:
     """A run that has it, if one has. Only looks."""
     held = _good(store.root / "leases" / f"{dataset}.json")
     return str(min(held["runs"])) if held else None
+
+
+def changer(store: NodeStore, dataset: str) -> str | None:
+    """The same, if it changes what is there already."""
+    held = _good(store.root / "leases" / f"{dataset}.json")
+    return str(min(held["runs"])) if held and not held["pipeline"].startswith(ADDING) else None
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class NodeStore:
         self.spares = Spares()
         self._unsettled: set[Replica] = set()  # announced here, and the attempt to settle them failed: a full disk
         self._records: dict[str, DatasetRecord] = {}
-        self._codecs: dict[tuple[str, str], tuple[DatasetRecord, ArrayCodec]] = {}
+        self._codecs: dict[tuple[str, str, bool], tuple[DatasetRecord, ArrayCodec]] = {}
         try:
             with store_errors(self.root):
                 if create:
@@ -236,12 +236,14 @@ class NodeStore:
             self._records[name] = record
         return record
 
-    def codec(self, dataset: str, array: str) -> ArrayCodec:
-        """The array's codec, made once."""
+    def codec(self, dataset: str, array: str, *, becoming: bool = False) -> ArrayCodec:
+        """The array's codec, made once. becoming: of the array as it will be once it has grown."""
         record = self.record(dataset)
-        known = self._codecs.get((dataset, array))
+        key = dataset, array, becoming and array in record.growth.get("arrays", {})
+        known = self._codecs.get(key)
         if known is None or known[0] is not record:
-            known = self._codecs[dataset, array] = (record, ArrayCodec(record.array(array)))
+            metadata = record.array(array)
+            known = self._codecs[key] = (record, ArrayCodec(record.becoming[array] if key[2] else metadata))
         return known[1]
 
     def path(self, dataset: str, array: str, chunk: int) -> Path:
@@ -535,7 +537,7 @@ class NodeStore:
                 continue
             try:
                 path = self.path(replica.dataset, replica.array, replica.chunk)
-            except NotFound:
+            except (NotFound, KeyError, IndexError):  # removed; or of an array that was to grow, and has become something else
                 undone.append(replica)
                 continue
             if replica.digest == EMPTY:

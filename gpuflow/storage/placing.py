@@ -23,7 +23,11 @@ def check_free(store: NodeStore, dataset: str) -> None:
     """NameTaken while a run changes the dataset in place: what is written beside it would be taken for its input, or lost."""
     run = leases.holder(store, dataset)
     if run is not None:
-        raise NameTaken(dataset, f"is being changed in place by run {run}; write to it when that has ended, or to another name")
+        what = "appended to" if run.startswith(leases.ADDING) else "changed in place"
+        raise NameTaken(
+            dataset,
+            f"is being {what} by run {run.removeprefix(leases.ADDING)}; write to it when that has ended, or to another name",
+        )
 
 
 def write_chunk(store: NodeStore, dataset: str, array: str, chunk: int, data: bytes | memoryview[int]) -> Replica:

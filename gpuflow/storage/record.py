@@ -29,7 +29,9 @@ class DatasetRecord:
     statistics: results that a later pipeline may reuse, by the digest of what they were computed from.
     snapshots: by tag: see datasets/snapshots.py.
     replicas: on how many nodes each chunk lies when a run has ended, "min"; up to "max", nodes to which it is shipped keep it.
-    objects: what else lies in the hierarchy, by key: small, in base64."""
+    objects: what else lies in the hierarchy, by key: small, in base64.
+    growth: what the dataset is becoming while its arrays grow, see growth.py; of no account to those who read it.
+    fits: what steps took from the source to make this dataset, by array and number of the step: see pipelines/refit.py."""
 
     name: str
     version: int = 1
@@ -43,11 +45,19 @@ class DatasetRecord:
     replicas: Mapping[str, int] = field(default_factory=lambda: {"min": 1, "max": 1})
     created: str = ""
     objects: Mapping[str, str] = field(default_factory=dict)
+    growth: Mapping[str, Any] = field(default_factory=dict)
+    fits: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def metadata(self) -> dict[str, ArrayMetadata]:
         """Parsed `zarr.json` by array path."""
         return {path: ArrayMetadata(document) for path, document in self.arrays.items()}
+
+    @cached_property
+    def becoming(self) -> dict[str, ArrayMetadata]:
+        """The same as it will be once the arrays have grown: for those who write."""
+        grown = self.growth.get("arrays", {})
+        return {path: ArrayMetadata(grown[path]) if path in grown else metadata for path, metadata in self.metadata.items()}
 
     def array(self, path: str) -> ArrayMetadata:
         """NotFound when the dataset has no such array."""
@@ -57,11 +67,12 @@ class DatasetRecord:
 
     def chunk_name(self, array: str, linear: int) -> str:
         """How a chunk is called in messages: `photos/image/c/0/1`, the path of its file below `datasets/`."""
-        return f"{self.name}/{array}/{self.array(array).key(linear)}"
+        metadata = self.array(array)
+        return f"{self.name}/{array}/{(metadata if linear < metadata.grid.size else self.becoming[array]).key(linear)}"
 
     def part_name(self, array: str, linear: int) -> str:
         """The same for what a run works on, which may be what steps make of an array, cut otherwise than that."""
-        if linear < self.array(array).grid.size:
+        if linear < max(self.array(array).grid.size, self.becoming[array].grid.size):
             return self.chunk_name(array, linear)
         return f"{self.name}/{array}, part {linear} after the steps"
 

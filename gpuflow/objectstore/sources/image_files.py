@@ -46,7 +46,10 @@ class Probe:
 
 
 def list_images(root: str) -> Listing:
-    """All files under `root`, links followed, hidden ones ignored. OSError when a directory cannot be read."""
+    """All files under `root`, links followed, hidden ones ignored; or `root` itself, if it is a file. OSError when it cannot be read."""
+    if os.path.isfile(root):
+        stat = os.stat(root)
+        return Listing((os.path.basename(root),), ((stat.st_size, stat.st_mtime_ns),), ())
     known = _extensions()
     images: list[tuple[str, tuple[int, int]]] = []
     others: list[str] = []
@@ -68,6 +71,11 @@ def list_images(root: str) -> Listing:
                     others.append(prefix + entry.name)
     images.sort()
     return Listing(tuple(path for path, _ in images), tuple(stamp for _, stamp in images), tuple(sorted(others)))
+
+
+def is_image(path: str) -> bool:
+    """By its name."""
+    return os.path.splitext(path)[1].lower() in _extensions()
 
 
 def probe(path: str) -> Probe:

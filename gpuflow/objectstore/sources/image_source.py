@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gpuflow.errors import SourceError
 from gpuflow.objectstore.sources.base import Layout, array_of, chunk_shape, created
-from gpuflow.objectstore.sources.image_files import Listing, Probe, is_transient, list_images, load, probe
+from gpuflow.objectstore.sources.image_files import Listing, Probe, is_image, is_transient, list_images, load, probe
 from gpuflow.objectstore.sources.image_scan import ImageOptions, ImageScan, scan_images
 from gpuflow.storage.codecs import ArrayCodec
 
@@ -52,6 +52,8 @@ class ImageSource:
         skip_bad: bool = False,
     ) -> None:
         self.location = location
+        single = is_image(location) and not os.path.isdir(location)
+        self._folder = os.path.dirname(location) if single else location
         self._options = ImageOptions(_pair(tile), _pair(size), color, chunk_samples, skip_bad)
         self._scanned: ImageScan | None = None
         self._lock = threading.RLock()
@@ -116,7 +118,7 @@ class ImageSource:
         whole = self._options.tile is not None or pixels.shape[:2] == (height, width)
         as_scanned = per_row * per_column == int(scan.counts[file]) and pixels.shape[2] == channels
         if not whole or not as_scanned or pixels.dtype.name != scan.dtype:
-            raise SourceError(os.path.join(self.location, name), "has changed since the scan", hint="run the ingest again")
+            raise SourceError(os.path.join(self._folder, name), "has changed since the scan", hint="run the ingest again")
         places = [divmod(tile, per_row) for tile in tiles]
         return [pixels[row * height : (row + 1) * height, col * width : (col + 1) * width] for row, col in places]
 
@@ -125,7 +127,7 @@ class ImageSource:
         cached = self._decoded.get(name) if self._options.tile is not None else None
         if cached is not None:
             return cached
-        path = os.path.join(self.location, *name.split("/"))
+        path = os.path.join(self._folder, *name.split("/"))
         try:
             pixels = load(path, self._options.color, self._options.size)
         except Exception as error:  # Pillow's decoders raise anything; the scan has read this file
@@ -146,11 +148,7 @@ class ImageSource:
         scan = self._scan()
         shape = (int(scan.counts.sum()), *scan.sample_shape)
         dtype = np.dtype(scan.dtype)
-        samples = (
-            chunk_shape(shape, dtype.itemsize)[0]
-            if self._options.chunk_samples is None
-            else min(self._options.chunk_samples, shape[0])
-        )
+        samples = chunk_shape(shape, dtype.itemsize)[0] if self._options.chunk_samples is None else self._options.chunk_samples
         dims = ("sample", "y", "x", "channel")
         arrays = {IMAGE: created(shape, (samples, *scan.sample_shape), dtype, dims=dims)}
         if scan.classes:
@@ -179,7 +177,7 @@ class ImageSource:
         return scan_images(self.location, probes, listing.others, self._options)
 
     def _probes(self, names: Sequence[str]) -> Iterator[Probe]:
-        paths = [os.path.join(self.location, *name.split("/")) for name in names]
+        paths = [os.path.join(self._folder, *name.split("/")) for name in names]
         with ThreadPoolExecutor(_SCAN_THREADS, thread_name_prefix="gpuflow-scan") as pool:
             for start in range(0, len(paths), _SCAN_BATCH):
                 yield from pool.map(probe, paths[start : start + _SCAN_BATCH])

@@ -35,7 +35,9 @@ class NpySource:
         self._lock = threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"args": (self.location, self.chunk_samples), "expected": self._codec.metadata.document}
+        # The scheduler pickles it again, where the file need not be.
+        expected = self._expected if self._expected is not None else self._codec.metadata.document
+        return {"args": (self.location, self.chunk_samples), "expected": expected}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         NpySource.__init__(self, *state["args"])
@@ -100,7 +102,7 @@ class NpySource:
         if self.chunk_samples is not None:
             if not data.shape:
                 raise ConfigError([Problem("a 0-d array has no samples", "chunk_samples", hint="leave it out")])
-            chunks = (max(1, min(self.chunk_samples, data.shape[0])), *(max(1, size) for size in data.shape[1:]))
+            chunks = (self.chunk_samples, *(max(1, size) for size in data.shape[1:]))
         if data.dtype.fields is not None or prod(data.dtype.shape) != 1:
             raise SourceError(
                 self.location, f"has the structured dtype {data.dtype}", hint="save each field in a file of its own"

@@ -14,7 +14,7 @@ from gpuflow.objectstore.sources.base import Source
 
 ZARR_MARKERS = ("zarr.json", ".zgroup", ".zarray", ".zmetadata")
 _NPY_MAGIC = b"\x93NUMPY"
-_SUPPORTED = "a source is a Zarr directory or URL, a .npy file, or a directory of images"
+_SUPPORTED = "a source is a Zarr directory or URL, a .npy file, an image, or a directory of images"
 _DEFAULTS: dict[str, Any] = {
     "tile": None,
     "size": None,
@@ -71,6 +71,10 @@ def _kind(path: Path) -> Kind:
         return "Zarr" if any((path / marker).is_file() for marker in ZARR_MARKERS) else "image"
     if path.suffix == ".npy" or _starts_with(path, _NPY_MAGIC):
         return "npy"
+    from gpuflow.objectstore.sources.image_files import is_image
+
+    if is_image(path.name):
+        return "image"
     raise SourceError(str(path), "is a file of a kind that gpuflow does not read", hint=_SUPPORTED)
 
 

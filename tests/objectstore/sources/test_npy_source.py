@@ -167,3 +167,12 @@ def test_options_that_cannot_be(tmp_path: pathlib.Path) -> None:
         open_source(tmp_path / "a.npy", chunk_samples=2).layout()
     with pytest.raises(ConfigError, match="chunk_samples"):
         open_source(tmp_path / "a.npy", chunk_samples=0)
+
+
+def test_it_travels_by_way_of_machines_that_have_not_got_the_file(tmp_path: pathlib.Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(6.0))
+    travelling = pickle.dumps(open_source(tmp_path / "a.npy"))
+    os.rename(tmp_path / "a.npy", tmp_path / "elsewhere.npy")
+    arrived = pickle.loads(pickle.dumps(pickle.loads(travelling)))
+    os.rename(tmp_path / "elsewhere.npy", tmp_path / "a.npy")
+    assert arrived.read("data", 0) == open_source(tmp_path / "a.npy").read("data", 0)

@@ -1,0 +1,162 @@
+"""What is made of a source that grows: only what is new is done, and what comes out is what the whole would have made."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gpuflow
+from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
+from gpuflow.execution.receipt import Receipt
+from gpuflow.execution.run import run_pipeline
+from gpuflow.execution.summary import run_statistics
+from gpuflow.objectstore.append import append_sources
+from gpuflow.objectstore.repair import scrub_dataset
+from gpuflow.objectstore.sources import open_source
+from gpuflow.pipelines.load import any_from_dict as from_any
+from gpuflow.pipelines.load import from_dict
+from tests.helpers import read_back
+from tests.objectstore.test_append import write
+from tests.objectstore.test_repair import file_of, flip, roots_of
+
+_names = (f"source-{number}" for number in itertools.count())
+
+
+def run(connection: Connection, source: str, output: Any, *steps: Any) -> dict[str, Any]:
+    receipt = run_pipeline(connection, from_dict({"source": source, "steps": list(steps), "output": output}))
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    return counts(receipt)
+
+
+def counts(receipt: Receipt) -> dict[str, Any]:
+    chunks: dict[str, Any] = receipt.to_dict()["chunks"]
+    return chunks
+
+
+def rows(connection: Connection, path: Path, name: str, start: int, stop: int) -> None:
+    assert append_sources(connection, [open_source(write(path / f"{name}-{start}.zarr", start, stop))], name).status == "done"
+
+
+def same(connection: Connection, one: str, other: str, *arrays: str) -> None:
+    for array in arrays:
+        np.testing.assert_array_equal(read_back(roots_of(connection), one, array), read_back(roots_of(connection), other, array))
+
+
+@pytest.mark.parametrize(
+    ("steps", "output", "done", "again"),
+    [
+        ([{"map": "x + 1"}], {}, 8, 3 + 1),  # t2m: the partial one and 2 more; time: 1 more
+        ([{"map": "x + 1"}], {"chunks": {"time": 1}}, 8, 3 + 1),
+        ([{"gaussian": {"sigma": {"time": 1}}}], {}, 8, 4 + 1),
+    ],
+    ids=["map", "cut otherwise", "neighbours"],
+)
+def test_only_what_is_new_is_done(
+    three_nodes: Connection, tmp_path: Path, steps: list[Any], output: dict[str, Any], done: int, again: int
+) -> None:
+    source = next(_names)
+    rows(three_nodes, tmp_path, source, 0, 10)
+    run(three_nodes, source, {"dataset": f"{source}-out", **output}, *steps)
+    rows(three_nodes, tmp_path, source, 10, 18)
+    grown = run(three_nodes, source, {"dataset": f"{source}-out", **output}, *steps)
+    whole = run(three_nodes, source, {"dataset": f"{source}-whole", **output}, *steps)
+    same(three_nodes, f"{source}-out", f"{source}-whole", "t2m", "time", "y")
+    assert (whole["done"], grown["done"]) == (done, again)
+    assert run(three_nodes, source, {"dataset": f"{source}-out", **output}, *steps)["done"] == 0
+
+
+def test_statistics_of_what_is_there_are_not_taken_again(three_nodes: Connection, tmp_path: Path) -> None:
+    source = next(_names)
+    rows(three_nodes, tmp_path, source, 0, 14)
+    asked = from_any(
+        {"source": source, "statistics": {"per": "y", "quantiles": [0.1, 0.5], "histogram": {"bins": 5, "range": [200, 340]}}}
+    )
+    assert run_statistics(three_nodes, asked).outcome.tally.done == 4
+    rows(three_nodes, tmp_path, source, 14, 26)
+    grown = run_statistics(three_nodes, asked)
+    assert grown.outcome.tally.done == 7 - 3  # the one that was not whole, and three more
+    assert "of 3 chunks are kept" in grown.notes[0]
+    record = catalog.find(three_nodes, source)
+    catalog.publish(three_nodes, record.next(statistics={}))
+    whole = run_statistics(three_nodes, asked)
+    assert whole.outcome.tally.done == 7
+    assert grown.results == whole.results  # to the last bit
+    kept = len(catalog.find(three_nodes, source).statistics)
+    assert len(record.statistics) == kept  # what was computed when it was shorter is not kept for ever
+
+
+def test_a_changed_chunk_is_taken_again(three_nodes: Connection, tmp_path: Path) -> None:
+    source = next(_names)
+    rows(three_nodes, tmp_path, source, 0, 16)
+    compute = from_any({"source": source, "statistics": {}})
+    run_statistics(three_nodes, compute)
+    with gpuflow.open(source, mode="r+", connection=three_nodes) as dataset:
+        dataset["t2m"][5] = 0
+    changed = run_statistics(three_nodes, compute)
+    assert changed.results is not None
+    assert changed.results["t2m"]["min"] == 0
+
+
+@pytest.fixture(scope="module")
+def drifting(three_nodes: Connection, tmp_path_factory: pytest.TempPathFactory) -> tuple[np.ndarray, Callable[[str], Any]]:
+    """Values whose second half is another one; and what appends them to a dataset, half by half."""
+    path = tmp_path_factory.mktemp("drifting")
+    values = np.random.default_rng(2).normal(10, 2, (32, 3, 5)).astype("float32")
+    values[16:, 1] += 4  # mean and std of one channel move by about a std
+    np.save(path / "1.npy", values[:16])
+    np.save(path / "2.npy", values[16:])
+
+    def append(name: str) -> Iterator[None]:
+        append_sources(three_nodes, [open_source(path / "1.npy", chunk_samples=4)], name)
+        yield
+        append_sources(three_nodes, [open_source(path / "2.npy")], name)
+        yield
+
+    return values, append
+
+
+@pytest.mark.parametrize(
+    ("refit", "says", "done"),
+    [
+        (None, "keeps the fit that it began with (refit: never): mean and std have moved by 1", 4),
+        ("never", "keeps the fit that it began with (refit: never): mean and std have moved by 1", 4),
+        ("drift > 5", "keeps the fit that it began with (refit: drift > 5): mean and std have moved by 1", 4),
+        ("drift > .05", "is fitted anew (refit: drift > 0.05): mean and std have moved by 1", 8),
+        ("always", "is fitted anew (refit: always): mean and std have moved by 1", 8),
+    ],
+)
+def test_a_fit_is_kept_or_taken_anew(three_nodes: Connection, drifting: Any, refit: str | None, says: str, done: int) -> None:
+    values, append = drifting
+    source = next(_names)
+    appended = append(source)
+    next(appended)
+    pipeline = gpuflow.Pipeline(source).standardize(per=1, refit=refit).to(f"{source}-out")
+    assert counts(gpuflow.run(pipeline, connection=three_nodes))["done"] == 4
+    next(appended)
+    receipt = gpuflow.run(pipeline, connection=three_nodes)
+    assert any(says in note for note in receipt.notes), receipt.notes
+    assert any("moments of 4 chunks are kept" in note for note in receipt.notes)
+    assert (counts(receipt)["done"], receipt.statistics_chunks) == (done, 4)
+    of = values[:16] if done == 4 else values
+    wanted = (values - of.mean((0, 2), keepdims=True, dtype="f8")) / of.std((0, 2), keepdims=True, dtype="f8")
+    np.testing.assert_allclose(read_back(roots_of(three_nodes), f"{source}-out", "data"), wanted, rtol=1e-4, atol=1e-4)
+    again = gpuflow.run(pipeline, connection=three_nodes)
+    assert counts(again)["done"] == 0
+    assert gpuflow.plan(pipeline, connection=three_nodes).details["arrays"]["data"]["chunks"]["pending"] == 0
+    flip(file_of(three_nodes, f"{source}-out/data/c/1/0/0"))
+    assert scrub_dataset(three_nodes, f"{source}-out").sound  # by the fit that it had
+
+
+def test_another_habit_is_the_same_pipeline(three_nodes: Connection, drifting: Any) -> None:
+    source = next(_names)
+    list(drifting[1](source))
+    begun = gpuflow.Pipeline(source).normalize().to(f"{source}-out")
+    gpuflow.run(begun, connection=three_nodes)
+    other = gpuflow.Pipeline(source).normalize(refit="always").to(f"{source}-out")
+    assert counts(gpuflow.run(other, connection=three_nodes))["done"] == 0
