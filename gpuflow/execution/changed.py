@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,6 +58,16 @@ class Decision:
         """Chunks to be made."""
         return sum(len(part.pending) for part in self.chunks)
 
+    def names(self) -> set[str]:
+        """Of the chunks that were looked at, as failures name them: by their place in the source and in the output."""
+        found = set[str]()
+        for path, chunks in self.only.items():
+            for record in (self.plan.source, self.record):
+                if path in record.arrays:
+                    size = record.array(path).grid.size
+                    found.update(record.chunk_name(path, chunk) for chunk in chunks.tolist() if chunk < size)
+        return found
+
     @property
     def lost(self) -> dict[str, set[int]]:
         """By array of the source, chunks that no node has and that something is to be made from."""
@@ -104,8 +114,10 @@ def run_changed(
     *,
     progress: Progress | None = None,
     patience_seconds: float = HOLDER_PATIENCE_SECONDS,
+    decided: Callable[[Decision], None] | None = None,
 ) -> Receipt | None:
-    """Run a pipeline on what changed; None when a whole run is needed (see `decide`). The receipt counts what was looked at."""
+    """Run a pipeline on what changed; None when a whole run is needed (see `decide`). The receipt counts what was looked at. decided: is
+    told what that is, before anything is done."""
     run_id, began = uuid.uuid4().hex[:12], time.monotonic()
     in_place = leased(connection, spec.source.dataset, same_pipeline(spec), run_id) if spec.output.in_place else nullcontext()
     with in_place:

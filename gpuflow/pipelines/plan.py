@@ -109,7 +109,7 @@ class Plan:
     def output_record(self) -> DatasetRecord:
         """The record of the new dataset, at version 1."""
         origin: dict[str, Any] = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
-        origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name != "run"}
+        origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name not in ("run", "on")}
         origin["pipeline"]["steps"] = steps_as_data(self.spec.steps)
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
