@@ -9,6 +9,7 @@
     Pipeline   what is to be done to a dataset, as in the YAML file
     run        do it, and return the receipt
     events     what is committed, as it is committed
+    on         a function to be called with a dataset's events
     loader     batches of a dataset's samples for a training loop
     errors     what can go wrong
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from gpuflow.pipelines.pipeline import Pipeline as Pipeline
     from gpuflow.training.loader import loader as loader
     from gpuflow.triggers.feed import events as events
+    from gpuflow.triggers.functions import on as on
 
 __version__ = "0.1.0"
 __all__ = [
@@ -55,6 +57,7 @@ _ROOMS = {
     "ingest": "gpuflow.facade",
     "loader": "gpuflow.training.loader",
     "nodes": "gpuflow.explore.nodes",
+    "on": "gpuflow.triggers.functions",
     "open": "gpuflow.explore.dataset",
     "plan": "gpuflow.explore.plans",
     "run": "gpuflow.facade",

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, doctor, events, history, pipelines, replicas, scrub, snapshots, watch
+from gpuflow.cli import calibration, cluster, data, doctor, events, history, pipelines, replicas, scrub, snapshots, watch, webhook
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -35,6 +35,7 @@ app.command("schema", rich_help_panel=_PIPELINES)(pipelines.schema)
 app.command("plan", rich_help_panel=_PIPELINES)(pipelines.plan)
 app.command("run", rich_help_panel=_PIPELINES)(pipelines.run)
 app.command("watch", rich_help_panel=_PIPELINES)(watch.watch)
+app.command("webhook", rich_help_panel=_DATA)(webhook.webhook)
 app.command("calibrate", rich_help_panel=_CLUSTER)(calibration.calibrate)
 app.command("doctor", rich_help_panel=_CLUSTER)(doctor.doctor)
 app.command("rebalance", rich_help_panel=_CLUSTER)(replicas.rebalance)

@@ -23,7 +23,10 @@ from gpuflow.cli.common import (
 
 
 def watch(
-    files: Annotated[list[Path] | None, typer.Argument(help="The pipelines' YAML files; they may feed each other.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Pipelines' YAML files, which may feed each other, and Python files with `@gpuflow.on` functions."),
+    ] = None,
     once: Annotated[bool, typer.Option("--once", help="Deal with what has changed by now, and end: for cron.")] = False,
     refit: Annotated[
         bool, typer.Option("--refit", help="After an edit: make all of the outputs again, with statistics of what is there now.")
@@ -46,16 +49,18 @@ def watch(
         return _status(scheduler, nodes, root, as_json)
     from gpuflow.cluster.connection import Connection, connect
     from gpuflow.settings import scheduler_address
+    from gpuflow.triggers.functions import functions_of
     from gpuflow.triggers.watching import Watching, load_all
 
-    pipelines = load_all(files or [])
+    functions = [handler for file in files or () if file.suffix == ".py" for handler in functions_of(file)]
+    pipelines = load_all([file for file in files or () if file.suffix != ".py"], may_be_none=bool(functions))
     embedded = not (scheduler or scheduler_address())
 
     def start() -> Connection:
         options = {"nodes": nodes, "workers": workers, "root": root} if embedded else {}
         return connect(scheduler, **options, device=device or "auto", allow_exec=allow_exec)  # type: ignore[arg-type]
 
-    watching = Watching(pipelines, start, lambda text: typer.echo(text, err=True), at_once)
+    watching = Watching(pipelines, start, lambda text: typer.echo(text, err=True), at_once, functions)
     if once:
         if not watching.once(refit):
             raise typer.Exit(1)

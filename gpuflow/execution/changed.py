@@ -125,6 +125,8 @@ def run_changed(
         decision = decide(connection, spec, changed, fitted)
         if decision is None:
             return None
+        if decided is not None:
+            decided(decision)
         return _carry_out(
             connection, decision, Run(connection, decision.plan.source, progress or Silent(), patience_seconds, run_id), began
         )

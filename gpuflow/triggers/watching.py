@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from gpuflow.cluster.connection import Connection
@@ -19,7 +20,9 @@ from gpuflow.pipelines.load import load_pipeline
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.node import NodeStore
 from gpuflow.triggers.chains import in_order, target_of
-from gpuflow.triggers.event import Cursor
+from gpuflow.triggers.delivery import Delivery
+from gpuflow.triggers.event import Cursor, Event
+from gpuflow.triggers.functions import Calling, Handler
 from gpuflow.triggers.gathering import wait_after
 from gpuflow.triggers.state import Claim, WatchState, all_states, watcher_of
 from gpuflow.triggers.watcher import Say, Watcher
@@ -29,9 +32,9 @@ logger = logging.getLogger(__name__)
 _CLAIM_SECONDS = 1.0  # between questions whether the other watcher has ended
 
 
-def load_all(files: Sequence[Path]) -> list[tuple[Path, PipelineSpec]]:
+def load_all(files: Sequence[Path], *, may_be_none: bool = False) -> list[tuple[Path, PipelineSpec]]:
     """Pipelines, each after those it reads from. ConfigError: see `chains.in_order`, or one of the files."""
-    if not files:
+    if not files and not may_be_none:
         raise ConfigError([Problem("there is nothing to watch", hint="name the pipelines' files")])
     loaded = [(str(file), load_pipeline(file)) for file in files]
     return [(Path(file), spec) for file, spec in in_order(loaded)]
@@ -39,12 +42,14 @@ def load_all(files: Sequence[Path]) -> list[tuple[Path, PipelineSpec]]:
 
 @dataclass
 class Watching:
-    """Of `pipelines`. connect: a cluster, anew after one was lost. at_once: how many of them run at a time."""
+    """Of `pipelines`. connect: a cluster, anew after one was lost. at_once: how many of them run at a time. handlers: functions that are
+    called with events."""
 
     pipelines: Sequence[tuple[Path, PipelineSpec]]
     connect: Callable[[], Connection]
     say: Say
     at_once: int = 2
+    handlers: Sequence[Handler] = ()
     stop: threading.Event = field(default_factory=threading.Event)
     failed: dict[str, str] = field(default_factory=dict)
     """What stopped pipelines that cannot go on, by the dataset that they write."""
@@ -52,7 +57,7 @@ class Watching:
     def forever(self, refit: bool = False) -> None:
         """Until `stop` is set, or no pipeline is left."""
         lost = 0
-        while not self.stop.is_set() and len(self.failed) < len(self.pipelines):
+        while not self.stop.is_set() and len(self.failed) < len(self.pipelines) + len(self.handlers):
             began = time.monotonic()
             try:
                 with self.connect() as connection:
@@ -68,10 +73,9 @@ class Watching:
         ended, lost = threading.Event(), list[Exception]()
         slots = threading.Semaphore(self.at_once)
 
-        def follow(file: Path, spec: PipelineSpec) -> None:
-            name = target_of(spec)
+        def follow(name: str, go_on: Callable[[], None]) -> None:
             try:
-                self._follow(connection, file, spec, slots, ended, refit)
+                go_on()
             except (ConfigError, NameTaken) as error:
                 self.failed[name] = str(error)
                 self.say(f"{name} is not watched any more: {error}")
@@ -81,8 +85,13 @@ class Watching:
                 lost.append(error)
                 ended.set()
 
-        left = [(file, spec) for file, spec in self.pipelines if target_of(spec) not in self.failed]
-        threads = [threading.Thread(target=follow, args=one, name=f"watch {target_of(one[1])}", daemon=True) for one in left]
+        work: dict[str, Callable[[], None]] = {}
+        for file, spec in self.pipelines:
+            work[target_of(spec)] = partial(self._follow, connection, file, spec, slots, ended, refit)
+        for handler in self.handlers:
+            work[handler.name] = partial(self._call, connection, handler, ended)
+        left = [(name, go_on) for name, go_on in work.items() if name not in self.failed]
+        threads = [threading.Thread(target=follow, args=one, name=f"watch {one[0]}", daemon=True) for one in left]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -117,6 +126,18 @@ class Watching:
             watcher.follow(ended)
         finally:
             claim.give_back()
+
+    def _call(self, connection: Connection, handler: Handler, ended: threading.Event) -> None:
+        calling = Calling(connection, handler)
+
+        def give_up(events: Sequence[Event], reason: str) -> None:
+            for event in events:
+                self.say(f"{handler.name}: {event.dataset}/{event.array} chunk {event.chunk} is given up: {reason}")
+
+        name = f"function@{handler.name}"
+        delivery = Delivery(connection, name, handler.dataset, calling.call, give_up, tries=handler.tries, say=self.say)
+        self.say(f"{handler.name}: called with what happens to {handler.dataset}")
+        delivery.follow(ended)
 
     def once(self, refit: bool = False) -> bool:
         """Deal with what has changed by now, pipeline after pipeline, and end. Whether nothing is left to do. NameTaken when one is
