@@ -240,3 +240,17 @@ def test_killed_and_started_again_it_catches_up(three_nodes: Connection, tmp_pat
     state = load_state(three_nodes, "kill-b")
     assert state is not None
     assert state.left == {}
+
+
+def test_the_config(three_nodes: Connection) -> None:
+    """configs/watch.yaml: once over all, then on what changed."""
+    config = Path(__file__).parents[2] / "configs" / "watch.yaml"
+    array = _made(three_nodes, "raw")
+    watching, said = _watching(three_nodes, config)
+    assert watching.once(), said
+    array[2] = 255
+    assert watching.once(), said
+    assert _values(three_nodes, "raw-train") == [1.0 if n == 2 else np.float16(1 / 255) for n in range(COUNT)]
+    state = load_state(three_nodes, "raw-train")
+    assert state is not None
+    assert state.counts["chunks"] == COUNT + 1
