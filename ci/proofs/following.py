@@ -158,7 +158,7 @@ class Following:
                 self.counts.hangs += 1
                 return
             self._processes.keep_up()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(5 * _LOOK_SECONDS)
 
     # -- what came of it ----------------------------------------------------------------------------------------------------------
 

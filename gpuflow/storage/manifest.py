@@ -117,7 +117,7 @@ class Manifest:
         self._path, self._lock, self._durable = path, threading.RLock(), True
         with self._sqlite_errors():
             self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        self._notes = news.Notes(self.query)
+        self._notes = news.Notes(self.query, self._connection.execute)
         try:
             seals.add_functions(self._connection)
             self._prepare()

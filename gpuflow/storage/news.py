@@ -38,10 +38,11 @@ Query = Callable[..., Any]
 
 
 class Notes:
-    """What one manifest's process writes of it, within the transaction of what it is about. query: `Manifest.query`."""
+    """What one manifest's process writes of it, within the transaction of what it is about. query: `Manifest.query`; execute: that of the
+    connection, for who has its lock already."""
 
-    def __init__(self, query: Query) -> None:
-        self._query = query
+    def __init__(self, query: Query, execute: Query) -> None:
+        self._query, self._execute = query, execute
         self._last = ("", 0.0, -1)  # run, time, the newest number that it covers
         self._written = 0
 
@@ -51,7 +52,7 @@ class Notes:
         known, since, newest = self._last
         if known != run or newest != before or not 0 <= now - since <= MOMENT_SECONDS:
             row = (before + 1, now, run)
-            self._query("REPLACE INTO moment VALUES (?, ?, ?, ?)", *row, seal_of_names(*row))
+            self._execute("REPLACE INTO moment VALUES (?, ?, ?, ?)", (*row, seal_of_names(*row)))
             since = now
             self._count(now)
         self._last = run, since, before + count

@@ -135,8 +135,10 @@ class Claim:
         return others
 
     def is_held(self) -> bool:
-        """Whether nobody else can have it yet."""
-        return time.monotonic() - self._since < leases.LEASE_SECONDS * 0.8
+        """Whether nobody else can have it; where that is not certain any more it is taken anew."""
+        if time.monotonic() - self._since < leases.LEASE_SECONDS * 0.8:
+            return True
+        return not self._ask()
 
     def _keep(self) -> None:
         while not self._ended.wait(leases.LEASE_SECONDS / 4):

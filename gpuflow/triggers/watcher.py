@@ -41,6 +41,10 @@ _MOST_OWN = 1000  # runs of its own that are remembered
 Say = Callable[[str], None]
 
 
+class ClaimLost(Exception):
+    """Another process watches the pipeline now: this one has been cut off for too long."""
+
+
 def identity_of(spec: PipelineSpec) -> str:
     """What the pipeline does, whatever it runs on and when."""
     return fingerprint([spec.source.to_value(), steps_as_data(spec.steps), spec.output.to_value()])
@@ -205,9 +209,7 @@ class Watcher:
     def _work(self, cursor: str) -> None:
         """Do what is due; then, and not before, that it is done is written down."""
         if not self.is_held():
-            raise ConfigError(
-                [Problem(f"another process watches {self.name!r} now", hint="this one has been cut off for too long")]
-            )
+            raise ClaimLost(self.name)
         failed, problem = False, ""
         try:
             with self.slots:

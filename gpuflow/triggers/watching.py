@@ -25,7 +25,7 @@ from gpuflow.triggers.event import Cursor, Event
 from gpuflow.triggers.functions import Calling, Handler
 from gpuflow.triggers.gathering import wait_after
 from gpuflow.triggers.state import Claim, WatchState, all_states, watcher_of
-from gpuflow.triggers.watcher import Say, Watcher
+from gpuflow.triggers.watcher import ClaimLost, Say, Watcher
 
 logger = logging.getLogger(__name__)
 
@@ -111,21 +111,25 @@ class Watching:
         ended: threading.Event,
         refit: bool,
     ) -> None:
-        name = target_of(spec)
-        claim, told = Claim(connection, name), False
-        try:
-            while (other := claim.take()) is not None:
-                if not told:
-                    self.say(f"{name} is watched by {other}; waiting for that to end")
-                    told = True
-                if ended.wait(_CLAIM_SECONDS):
-                    return
-            watcher = Watcher(connection, spec, file, self.say, slots, claim.is_held)
-            watcher.begin(refit)
-            self.say(f"{name}: watching {spec.source.dataset}")
-            watcher.follow(ended)
-        finally:
-            claim.give_back()
+        name, asked = target_of(spec), refit
+        while not ended.is_set():
+            claim, told = Claim(connection, name), False
+            try:
+                while (other := claim.take()) is not None:
+                    if not told:
+                        self.say(f"{name} is watched by {other}; waiting for that to end")
+                        told = True
+                    if ended.wait(_CLAIM_SECONDS):
+                        return
+                watcher = Watcher(connection, spec, file, self.say, slots, claim.is_held)
+                watcher.begin(asked)
+                asked = False
+                self.say(f"{name}: watching {spec.source.dataset}")
+                watcher.follow(ended)
+            except ClaimLost:
+                self.say(f"{name}: this process was cut off for so long that another one watches it now")
+            finally:
+                claim.give_back()
 
     def _call(self, connection: Connection, handler: Handler, ended: threading.Event) -> None:
         calling = Calling(connection, handler)
