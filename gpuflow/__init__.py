@@ -8,6 +8,8 @@
     plan       what a pipeline would do, and a preview of it
     Pipeline   what is to be done to a dataset, as in the YAML file
     run        do it, and return the receipt
+    events     what is committed, as it is committed
+    on         a function to be called with a dataset's events
     loader     batches of a dataset's samples for a training loop
     errors     what can go wrong
 
@@ -28,17 +30,34 @@ if TYPE_CHECKING:
     from gpuflow.facade import run as run
     from gpuflow.pipelines.pipeline import Pipeline as Pipeline
     from gpuflow.training.loader import loader as loader
+    from gpuflow.triggers.feed import events as events
+    from gpuflow.triggers.functions import on as on
 
 __version__ = "0.1.0"
-__all__ = ["Pipeline", "__version__", "calibrate", "connect", "errors", "ingest", "loader", "nodes", "open", "plan", "run"]
+__all__ = [
+    "Pipeline",
+    "__version__",
+    "calibrate",
+    "connect",
+    "errors",
+    "events",
+    "ingest",
+    "loader",
+    "nodes",
+    "open",
+    "plan",
+    "run",
+]
 
 _ROOMS = {
     "Pipeline": "gpuflow.pipelines.pipeline",
     "calibrate": "gpuflow.facade",
     "connect": "gpuflow.cluster.connection",
+    "events": "gpuflow.triggers.feed",
     "ingest": "gpuflow.facade",
     "loader": "gpuflow.training.loader",
     "nodes": "gpuflow.explore.nodes",
+    "on": "gpuflow.triggers.functions",
     "open": "gpuflow.explore.dataset",
     "plan": "gpuflow.explore.plans",
     "run": "gpuflow.facade",

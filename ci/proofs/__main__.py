@@ -13,6 +13,7 @@ from ci.benchmarks.report import Report, finish
 from ci.benchmarks.scratch import folder
 from ci.proofs import corruption, crashes, failures
 from ci.proofs.commit_paths import commit_paths
+from ci.proofs.following import Following
 from ci.proofs.kills import ROOT_AWAY, ROOT_LOST, Counts, Killing
 
 _SHOWN = 5  # of what is wrong
@@ -28,7 +29,11 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=2000, help="bits of the manifest to flip (default 2000)")
     parser.add_argument("--seed", type=int, default=1, help="of what is drawn by chance (default 1)")
     parser.add_argument(
-        "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="crashes, kills, corruption, failing calls, roots"
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="crashes, kills, corruption, failing calls, roots, watching",
     )
     parser.add_argument("--folder", type=Path, default=None, help="where the stores are made (default: a temporary folder)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
@@ -121,12 +126,23 @@ def _failures(report: Report, arguments: argparse.Namespace, place: Path) -> Non
     report.check("d. failures after which old and new were gone, or nothing worked", _total(report, "d", "wrong"), "<=", 0)
 
 
+def _following(report: Report, arguments: argparse.Namespace, place: Path) -> None:
+    counts = Following(place, arguments.seed).run(arguments.kills)
+    for what, number in counts.killed.items():
+        report.add(f"f. {what} killed while pipelines follow", "cases", number)
+    report.notes.append(f"f. {counts.changes:,} changes; all done {counts.seconds:.1f} s after the last of them")
+    report.check("f. kills while pipelines follow a stream of changes", sum(counts.killed.values()), ">=", arguments.kills)
+    for what, count in counts.wrongs().items():
+        report.check(f"f. {what}", count, "<=", 0)
+
+
 PARTS: dict[str, Callable[[Report, argparse.Namespace, Path], None]] = {
     "a": _crashes,
     "b": _kills,
     "c": _corruption,
     "d": _failures,
     "e": _roots,
+    "f": _following,
 }
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, doctor, history, pipelines, replicas, scrub, snapshots
+from gpuflow.cli import calibration, cluster, data, doctor, events, history, pipelines, replicas, scrub, snapshots, watch, webhook
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command("remove", rich_help_panel=_DATA)(data.remove)
 app.command("snapshot", rich_help_panel=_DATA)(snapshots.snapshot)
 app.command("rollback", rich_help_panel=_DATA)(snapshots.rollback)
 app.command("diff", rich_help_panel=_DATA)(snapshots.diff)
+app.command("events", rich_help_panel=_DATA)(events.events)
 app.command("log", rich_help_panel=_DATA)(history.log)
 app.command("replicate", rich_help_panel=_DATA)(replicas.replicate)
 app.command("scrub", rich_help_panel=_DATA)(scrub.scrub)
@@ -33,6 +34,8 @@ app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)
 app.command("schema", rich_help_panel=_PIPELINES)(pipelines.schema)
 app.command("plan", rich_help_panel=_PIPELINES)(pipelines.plan)
 app.command("run", rich_help_panel=_PIPELINES)(pipelines.run)
+app.command("watch", rich_help_panel=_PIPELINES)(watch.watch)
+app.command("webhook", rich_help_panel=_DATA)(webhook.webhook)
 app.command("calibrate", rich_help_panel=_CLUSTER)(calibration.calibrate)
 app.command("doctor", rich_help_panel=_CLUSTER)(doctor.doctor)
 app.command("rebalance", rich_help_panel=_CLUSTER)(replicas.rebalance)

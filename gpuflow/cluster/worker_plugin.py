@@ -25,6 +25,7 @@ from gpuflow.storage.buffers import Slots
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.placing import write_chunk
+from gpuflow.storage.tail import LOOK_SECONDS, Tail
 
 T = TypeVar("T")
 
@@ -40,6 +41,7 @@ class NodeRuntime:
         self.given_up = set[str]()
         """Runs that have waited in vain for a node to come back."""
         self.serving, self.peers = Serving(store), Peers(worker)
+        self._tail: Tail | None = None
 
     def info(self, worker: Worker) -> dict[str, Any]:
         """Startup information: what the scheduler learns when the worker joins."""
@@ -56,6 +58,18 @@ class NodeRuntime:
         # As bytes: the scheduler does not deserialize what passes through it, but msgpack's bytes it has.
         reports = [(*name, chunks.tobytes(), generations.tobytes()) for name, (chunks, generations) in arrays.items()]
         return {"newest": newest, "arrays": reports}
+
+    async def events(self, since: int, dataset: str | None, seconds: float) -> dict[str, Any]:
+        """What was committed on this node after number `since`, by whatever process; waits up to `seconds` for something to come."""
+        if self._tail is None:
+            self._tail = Tail(self.store.root)
+        tail, deadline = self._tail, self.worker.loop.time() + seconds
+        page = await asyncio.to_thread(tail.page, since, dataset)
+        while page.is_empty and not page.more and self.worker.loop.time() < deadline:
+            await asyncio.sleep(LOOK_SECONDS)
+            if tail.newest() != page.newest:
+                page = await asyncio.to_thread(tail.page, page.until, dataset)
+        return page.to_wire()
 
     async def put_chunk(
         self, dataset: str, array: str, chunk: int, data: NDArray[np.uint8], copy: Sequence[Any] | None
@@ -142,6 +156,7 @@ def install(worker: Worker, root: Path, name: str | None = None) -> NodeRuntime:
     runtime = worker.gpuflow = NodeRuntime(worker, store)
     worker.startup_information["gpuflow"] = runtime.info
     worker.handlers["gf_changes"] = runtime.changes
+    worker.handlers["gf_events"] = runtime.events
     worker.handlers["gf_put_chunk"] = runtime.put_chunk
     worker.handlers["gf_get_chunks"] = runtime.serving.get_chunks
     return runtime

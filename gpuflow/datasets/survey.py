@@ -66,6 +66,30 @@ def survey(nodes: Nodes, datasets: Sequence[str], selects: Callable[[str], bool]
     )
 
 
+def survey_part(nodes: Nodes, wanted: Mapping[tuple[str, str], NDArray[np.int64]]) -> Survey:
+    """Ask for some chunks alone: `wanted`, by dataset and array. Tables have no others."""
+    answers = nodes.each_node(_look_at, dict(wanted))
+    return Survey(
+        newest_of([answer.records for answer in answers.values()]),
+        {node: answer.calibration for node, answer in answers.items()},
+        _every,
+        {node: answer.replicas for node, answer in answers.items()},
+    )
+
+
+def _every(path: str) -> bool:
+    return True
+
+
+def _look_at(store: NodeStore, wanted: Mapping[tuple[str, str], NDArray[np.int64]]) -> _Answer:
+    replicas = {}
+    for (dataset, path), chunks in wanted.items():
+        found = store.manifest.replicas_of(dataset, path, chunks.tolist())
+        rows = [(one.chunk, one.generation, one.nbytes, one.digest, one.recipe, one.inputs) for one in found.values()]
+        replicas[dataset, path] = np.array(rows, REPLICA_DTYPE)
+    return _Answer(store.manifest.records(), replicas, kept_or_reason(store.root))
+
+
 def _look(store: NodeStore, datasets: Sequence[str], selects: Callable[[str], bool]) -> _Answer:
     records = store.manifest.records()
     wanted = [(record.name, path) for record in records if record.name in datasets for path in record.arrays if selects(path)]

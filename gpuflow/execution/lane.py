@@ -300,7 +300,7 @@ class Lane:
         staged, self.staged, self._staged_nbytes = self.staged, [], 0
         if not staged:
             return
-        commit = partial(self.store.commit, staged, durable=self.durable)
+        commit = partial(self.store.commit, staged, durable=self.durable, run=self.group.run)
         self._under_way = staged, self.runtime.committer.submit(commit).result if self.durable else commit
         if not self.durable:
             self._end_commit()

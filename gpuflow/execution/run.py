@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gpuflow.backends.select import select_backend
 from gpuflow.cluster.connection import Connection
@@ -47,21 +50,33 @@ def run_pipeline(
     stack: bool = False,
     progress: Progress | None = None,
     patience_seconds: float = HOLDER_PATIENCE_SECONDS,
+    resolved: Callable[[Plan], None] | None = None,
 ) -> Receipt:
-    """Run a pipeline on a cluster. The receipt tells what failed; nothing is raised for chunks that do.
+    """Run a pipeline on a cluster. The receipt tells what failed; nothing is raised for chunks that do. resolved: is told the plan when all
+    its parameters are known.
 
     Running it again does what is not done yet, and nothing twice. PlanTooLarge when a worker has not the memory for it; NameTaken while
     another pipeline changes the source in place."""
     run_id = uuid.uuid4().hex[:12]
     if not spec.output.in_place:
-        return _run(connection, spec, run_id, stack, progress, patience_seconds)
-    same = fingerprint({name: value for name, value in spec.to_dict().items() if name != "run"})
-    with leased(connection, spec.source.dataset, same, run_id):
-        return _run(connection, spec, run_id, stack, progress, patience_seconds)
+        return _run(connection, spec, run_id, stack, progress, patience_seconds, resolved)
+    with leased(connection, spec.source.dataset, same_pipeline(spec), run_id):
+        return _run(connection, spec, run_id, stack, progress, patience_seconds, resolved)
+
+
+def same_pipeline(spec: PipelineSpec) -> str:
+    """What two runs of one pipeline have in common."""
+    return fingerprint({name: value for name, value in spec.to_dict().items() if name not in ("run", "on")})
 
 
 def _run(
-    connection: Connection, spec: PipelineSpec, run_id: str, stack: bool, progress: Progress | None, patience_seconds: float
+    connection: Connection,
+    spec: PipelineSpec,
+    run_id: str,
+    stack: bool,
+    progress: Progress | None,
+    patience_seconds: float,
+    resolved: Callable[[Plan], None] | None = None,
 ) -> Receipt:
     began = time.monotonic()
     _, found = together(lambda: connection.ask("gf_sync"), lambda: look(connection, spec))
@@ -73,7 +88,9 @@ def _run(
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
     plan = statistics.resolve(run, found, plan, record)
     if run.stopped:  # no parameters, so not one chunk was begun
-        return _receipt(run, plan, found, began, [], connection.sent_bytes(run.run_id))
+        return receipt_of(run, plan, found, began, [], connection.sent_bytes(run.run_id))
+    if resolved is not None:
+        resolved(plan)
     if run.statistics_chunks:  # it may be long ago that the nodes were asked
         found = look(connection, spec)
     if plan.level is None and dict(record.fits) != dict(plan.fits):
@@ -83,14 +100,14 @@ def _run(
     for path, number in sorted(lost):
         run.record_lost(path, [number], found.nodes)
     room = gather_nbytes(rooms(connection))
-    work = [item for part in chunks for item in _work(run, plan, part, record, room)]
+    work = [item for part in chunks for item in work_of(run, plan, part, record, room)]
     if spec.output.snapshot is not None and work:
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
-    record, _ = together(lambda: _announce(connection, plan, record), lambda: run.prepare(work))
+    record, _ = together(lambda: announce(connection, plan, record), lambda: run.prepare(work))
     run.submit("map", work)
-    keep_up(run, record, partial(_still_to_do, run, plan, record))
+    keep_up(run, record, partial(still_to_do, run, plan, record))
     _, sent = together(lambda: _end(run, record), lambda: connection.sent_bytes(run.run_id))
-    return _receipt(run, plan, found, began, chunks, sent)
+    return receipt_of(run, plan, found, began, chunks, sent)
 
 
 def _end(run: Run, record: DatasetRecord) -> None:
@@ -147,17 +164,24 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
     return plan, there if there.origin == record.origin else there.next(origin=record.origin)
 
 
-def plan_all_chunks(found: Survey, plan: Plan) -> list[ChunkPlan]:
-    """Chunk by chunk, what is to be done. Steps must be resolved, else everything counts as pending."""
+Only = Mapping[str, NDArray[np.int64]]
+"""By array of the output, the chunks to look at."""
+
+
+def plan_all_chunks(found: Survey, plan: Plan, only: Only | None = None) -> list[ChunkPlan]:
+    """Chunk by chunk, what is to be done. Steps must be resolved, else everything counts as pending. only: of those chunks alone."""
     plans = []
     for array in plan.arrays:
+        part = None if only is None else only.get(array.path, np.empty(0, np.int64))
+        if part is not None and not len(part):
+            continue
         sources = {path: found.table(plan.source.name, path, array.sources[path].grid.size) for path in array.flow.paths}
         target = None if plan.spec.output.in_place else found.table(plan.target, array.path, array.target.grid.size)
-        plans.append(plan_chunks(array, array.made_by(plan.level), sources, target))
+        plans.append(plan_chunks(array, array.made_by(plan.level), sources, target, part))
     return plans
 
 
-def _announce(connection: Connection, plan: Plan, record: DatasetRecord) -> DatasetRecord:
+def announce(connection: Connection, plan: Plan, record: DatasetRecord) -> DatasetRecord:
     """Make the record known everywhere before the first chunk is written. NameTaken when another run was faster."""
     if plan.level is not None:
         steps = {array.path: steps_as_data(array.steps) for array in plan.arrays}
@@ -184,7 +208,7 @@ def _check_complete(connection: Connection, level: int, record: DatasetRecord) -
             raise NameTaken(record.name, "is in the middle of another in-place pipeline; run that one again to finish it first")
 
 
-def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: int) -> list[Batch]:
+def work_of(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: int) -> list[Batch]:
     """The tasks of one array. What is changed in place stays on its node, in one manifest's transactions. room: bytes that a task may
     gather."""
     array, in_place, durable = part.array, plan.spec.output.in_place, plan.spec.run.durability == "durable"
@@ -202,11 +226,11 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
     return run.batches(job, array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
 
 
-def _still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey) -> list[Batch]:
+def still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey, only: Only | None = None) -> list[Batch]:
     """The tasks for chunks that have not failed and that no node has any more."""
     failed, work = {failure.chunk for failure in run.outcome.tally.failures}, list[Batch]()
     room = gather_nbytes(rooms(run.connection))
-    for part in plan_all_chunks(found, plan):
+    for part in plan_all_chunks(found, plan, only):
         array, of = part.array, record if part.array.gathered else plan.source
         present = found.table(plan.target, array.path, array.target.grid.size).present
         missing = [chunk for chunk in part.unmade if not present[chunk]]
@@ -214,11 +238,11 @@ def _still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey) -> 
             lost = [number for number in numbers if array.gathered or number in missing]
             run.record_lost(path, [one for one in lost if plan.source.chunk_name(path, one) not in failed], found.nodes)
         left = [chunk for chunk in part.pending if of.chunk_name(array.path, chunk) not in failed]
-        work += _work(run, plan, part.only(left), record, room)
+        work += work_of(run, plan, part.only(left), record, room)
     return work
 
 
-def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence[ChunkPlan], sent: int) -> Receipt:
+def receipt_of(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence[ChunkPlan], sent: int) -> Receipt:
     wall_seconds = time.monotonic() - began
     return Receipt(
         run_id=run.run_id,
@@ -226,7 +250,7 @@ def _receipt(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequence
         fingerprint=plan.fingerprint(),
         target=plan.target,
         routing=run.connection.info()["routing"],
-        total=sum(array.target.grid.size for array in plan.arrays),
+        total=sum(part.total for part in chunks) if chunks else sum(array.target.grid.size for array in plan.arrays),
         planned_skips=sum(part.skipped for part in chunks),
         wall_seconds=wall_seconds,
         statistics_chunks=run.statistics_chunks,

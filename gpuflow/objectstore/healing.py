@@ -5,6 +5,7 @@ it, by its recipe or from its origin; then the run does what it could not do bef
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from gpuflow.cluster.connection import Connection
@@ -14,14 +15,22 @@ from gpuflow.execution.run import run_pipeline
 from gpuflow.execution.submit import Progress
 from gpuflow.execution.tally import Healed
 from gpuflow.objectstore.repair import heal
+from gpuflow.pipelines.plan import Plan
 from gpuflow.pipelines.spec import PipelineSpec
 
 
-def run_and_heal(connection: Connection, spec: PipelineSpec, *, stack: bool = False, progress: Progress | None = None) -> Receipt:
+def run_and_heal(
+    connection: Connection,
+    spec: PipelineSpec,
+    *,
+    stack: bool = False,
+    progress: Progress | None = None,
+    resolved: Callable[[Plan], None] | None = None,
+) -> Receipt:
     """`run_pipeline`, twice where that helps. What cannot be made good is a failure that names the chunk, and a note says why."""
     name = spec.source.dataset
     before = catalog.find(connection, name).transforms if stack else ()  # a question to all nodes, which most runs need not ask
-    first = run_pipeline(connection, spec, stack=stack, progress=progress)
+    first = run_pipeline(connection, spec, stack=stack, progress=progress, resolved=resolved)
     damaged = [failure for failure in first.outcome.tally.failures if failure.damaged]
     if not damaged or first.outcome.interrupted:
         return first
@@ -32,7 +41,7 @@ def run_and_heal(connection: Connection, spec: PipelineSpec, *, stack: bool = Fa
     if not repaired:
         return first
     begun = len(record.transforms) > len(before)  # in place: once more is not on top of itself
-    second = run_pipeline(connection, spec, stack=stack and not begun, progress=progress)
+    second = run_pipeline(connection, spec, stack=stack and not begun, progress=progress, resolved=resolved)
     second.outcome.tally.healed += [Healed(finding.chunk, finding.node, finding.repaired) for finding in repaired]
     return _joined(first, second)
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.pipelines.overrides import override
-from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
+from gpuflow.pipelines.spec import OnSpec, OutputSpec, PipelineSpec, RunSpec, SourceSpec, conflicts
 from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline, StatisticsSpec
 from gpuflow.pipelines.yaml_text import Document, Path, format_path, parse_yaml
 from gpuflow.steps.base import Operation, Step
@@ -21,7 +21,7 @@ from gpuflow.steps.parameters import StepError, describe, nearest
 from gpuflow.steps.registry import find, known
 
 MAX_FILE_NBYTES = 2**20
-_SECTIONS = ("source", "steps", "output", "statistics", "run")
+_SECTIONS = ("source", "steps", "output", "statistics", "run", "on")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -115,14 +115,15 @@ class _Builder:
         if "statistics" in data:
             return self._measuring(data, source, steps)
         output, run = self._section(data, "output", OutputSpec), self._run(data)
+        on = self._section(data, "on", OnSpec) if "on" in data else None
         if source is not None and output is not None:
             listed = data.get("steps")
-            for problem in conflicts(source, len(listed) if isinstance(listed, list | tuple) else 1 if listed else 0, output):
+            for problem in conflicts(source, len(listed) if isinstance(listed, list | tuple) else 1 if listed else 0, output, on):
                 section, *rest = problem.path.split(".")
                 self._note(problem.message, (section, *rest), problem.hint)
         if self.problems or source is None or output is None or run is None:
             raise self._error()
-        return PipelineSpec(source=source, steps=tuple(steps), output=output, run=run)
+        return PipelineSpec(source=source, steps=tuple(steps), output=output, run=run, on=on)
 
     def _run(self, data: Mapping[str, Any]) -> RunSpec | None:
         return self._section(data, "run", RunSpec) if data.get("run") is not None else RunSpec()
@@ -130,6 +131,9 @@ class _Builder:
     def _measuring(self, data: Mapping[str, Any], source: SourceSpec | None, steps: Sequence[Operation]) -> StatisticsPipeline:
         if "output" in data:
             self._note("a pipeline has `output` or `statistics`, not both", ("output",), "write two files", key=True)
+        if "on" in data:
+            hint = "leave `on` out, or write a pipeline that makes a dataset"
+            self._note("only a pipeline that writes a dataset can be watched", ("on",), hint, key=True)
         value = {} if data["statistics"] is None else data["statistics"]
         statistics = self._section({**data, "statistics": value}, "statistics", StatisticsSpec)
         run = self._run(data)
@@ -245,6 +249,7 @@ def _plain_words(detail: Any, where: Path) -> tuple[str, Path, str]:
     wanted = {
         "string_type": "text",
         "int_type": "a whole number",
+        "float_type": "a number",
         "bool_type": "true or false",
         "tuple_type": "a list",
         "string_unicode": "valid Unicode text",
@@ -257,6 +262,8 @@ def _plain_words(detail: Any, where: Path) -> tuple[str, Path, str]:
         )
     if detail["type"] == "greater_than_equal":
         return f"must be at least {context['ge']}, not {detail['input']}", where, ""
+    if detail["type"] == "less_than_equal":
+        return f"must be at most {context['le']:g}, not {detail['input']}", where, ""
     if detail["type"] == "literal_error":
         known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         return f"must not be {given}", where, _known(str(detail["input"]), known)

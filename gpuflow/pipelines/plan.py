@@ -112,7 +112,7 @@ class Plan:
     def output_record(self) -> DatasetRecord:
         """The record of the new dataset, at version 1."""
         origin: dict[str, Any] = {"kind": "pipeline", "source": self.source.name, "declared": self.declared}
-        origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name != "run"}
+        origin["pipeline"] = {name: value for name, value in self.spec.to_dict().items() if name not in ("run", "on")}
         origin["pipeline"]["steps"] = steps_as_data(self.spec.steps)
         if self.compressor is not None:
             origin["compressor"] = self.compressor.name
@@ -294,6 +294,8 @@ class ChunkPlan:
     """Chunks of the output that cannot be made for what is lost."""
     gathers: Gathers | None = None
     """For an array that is gathered."""
+    among: int | None = None
+    """How many chunks were looked at; None for all."""
 
     @property
     def table(self) -> ChunkTable:
@@ -303,7 +305,12 @@ class ChunkPlan:
     @property
     def skipped(self) -> int:
         """Chunks whose stored recipe is the wanted one."""
-        return self.array.target.grid.size - len(self.pending) - len(self.unmade)
+        return self.total - len(self.pending) - len(self.unmade)
+
+    @property
+    def total(self) -> int:
+        """Chunks that were looked at."""
+        return self.array.target.grid.size if self.among is None else self.among
 
     @property
     def pending_nbytes(self) -> int:
@@ -349,35 +356,58 @@ class Gathers:
         return Gathers(homes, nbytes, local_nbytes, inputs, self.needed)
 
 
-def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable | None) -> ChunkPlan:
+def plan_chunks(
+    array: ArrayPlan,
+    made_by: str,
+    sources: Mapping[str, ChunkTable],
+    target: ChunkTable | None,
+    only: NDArray[np.int64] | None = None,
+) -> ChunkPlan:
     """Compare recipes. sources: what is there of the arrays that are read; target: of the output; None in place, where a chunk carries
-    what it was made from."""
+    what it was made from. only: chunks of the output to look at; the tables need not have others, or what these are computed from."""
     if array.gathered:
         assert target is not None, array.path
-        return _plan_gathers(array, made_by, sources, target)
+        return _plan_gathers(array, made_by, sources, target, only)
     source = sources[array.flow.paths[0]]
     rows, there = source.rows, source if target is None else target
-    done = source.present & there.present
+    wanted_here = np.ones(len(rows), bool)
+    if only is not None:
+        wanted_here[:] = False
+        wanted_here[only] = True
+    done = source.present & there.present & wanted_here
     made = np.flatnonzero(done)
     inputs = rows["inputs" if target is None else "digest"]
     if target is not None and not array.carried:
         inputs = cut_shorts(inputs, array.source.grid)
     wanted = recipes(made_by, inputs[made])
     done[made] = there.rows["recipe"][made] == wanted
-    pending, lost = np.flatnonzero(source.present & ~done), np.flatnonzero(~source.present)
+    pending = np.flatnonzero(source.present & wanted_here & ~done)
+    lost = np.flatnonzero(~source.present & wanted_here)
     newest = there.rows["generation"].tolist()
     lost_by_path = {array.flow.paths[0]: tuple(lost.tolist())}
-    return ChunkPlan(array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, tuple(lost.tolist()))
+    among = None if only is None else len(only)
+    unmade = tuple(lost.tolist())
+    return ChunkPlan(array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, unmade, among=among)
 
 
-def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable) -> ChunkPlan:
-    gathers, homes = Gathers(), Homes(sources, array.target.grid.size)
+def _plan_gathers(
+    array: ArrayPlan,
+    made_by: str,
+    sources: Mapping[str, ChunkTable],
+    target: ChunkTable,
+    only: NDArray[np.int64] | None = None,
+) -> ChunkPlan:
+    chunks = range(array.target.grid.size) if only is None else only.tolist()
+    gathers, homes = Gathers(), Homes(sources, len(chunks))
     gathers.needed.update({path: np.zeros(len(table.rows), bool) for path, table in sources.items()})
+    asked = {path: np.full(len(table.rows), only is None) for path, table in sources.items()}
     pending, unmade = list[int](), list[int]()
-    for chunk in range(array.target.grid.size):
+    for chunk in chunks:
         pulls = pulls_of(array.flow, array.specs, array.sources, array.target.grid.region(chunk))
         if not all(sources[one.path].present[one.chunks].all() for one in pulls):
             unmade.append(chunk)
+            for one in pulls:
+                asked[one.path][one.chunks] = True
             continue
         inputs = inputs_digest(pulls, [sources[one.path].rows["digest"][one.chunks] for one in pulls])
         if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
@@ -390,6 +420,8 @@ def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTab
         gathers.inputs.append(inputs)
         for one in pulls:
             gathers.needed[one.path][one.chunks] = True
-    lost = {path: tuple(np.flatnonzero(~table.present).tolist()) for path, table in sources.items()} if unmade else {}
+    missing = {path: asked[path] & ~table.present for path, table in sources.items()}
+    lost = {path: tuple(np.flatnonzero(mask).tolist()) for path, mask in missing.items()} if unmade else {}
     newest = target.rows["generation"].tolist()
-    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, tuple(unmade), gathers)
+    among = None if only is None else len(only)
+    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, tuple(unmade), gathers, among)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gpuflow.pipelines.spec import OutputSpec, RunSpec, SourceSpec
+from gpuflow.pipelines.spec import OnSpec, OutputSpec, RunSpec, SourceSpec
 from gpuflow.pipelines.statistics import StatisticsSpec
 from gpuflow.steps.base import Operation
 from gpuflow.steps.parameters import StepError, plain
@@ -40,6 +40,7 @@ def pipeline_schema() -> Schema:
         "output": {**output, "description": "The new dataset that is written, or in_place: true to change the source itself."},
         "statistics": {"anyOf": [_section(StatisticsSpec), {"type": "null"}], "description": StatisticsSpec.about},
         "run": {"anyOf": [_section(RunSpec), {"type": "null"}], "description": "On what, and how carefully, it runs."},
+        "on": {**_section(OnSpec, "dataset"), "description": "When `gpuflow watch` runs it: on changes of the source."},
     }
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",

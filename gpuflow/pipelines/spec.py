@@ -225,6 +225,27 @@ class RunSpec(_Section, frozen=True):
         return {name: value for name, value in self if value != type(self).model_fields[name].default}
 
 
+class OnSpec(_Section, frozen=True):
+    """When `gpuflow watch` runs it; what a run makes does not depend on it. `dataset`: what is watched, which is the source.
+    `batch_seconds`: a change that comes alone is dealt with at once; others are gathered, so that no two runs begin within that time.
+    `batch_chunks`: how many changed chunks a run takes at most. `tries`: how often a chunk that fails is tried before it is given up."""
+
+    dataset: Annotated[
+        DatasetName,
+        Field(description="The dataset whose changes are waited for: the source.", json_schema_extra=_IN_EDITORS),
+    ]
+    batch_seconds: Annotated[
+        float, Field(ge=0, le=86400, description="Changes are gathered, so that no two runs begin within so many seconds.")
+    ] = 1.0
+    batch_chunks: Annotated[int, Field(ge=1, description="So many changed chunks go into a run at most.")] = 10_000
+    tries: Annotated[int, Field(ge=1, description="A chunk that failed so often is given up, until it changes again.")] = 5
+
+    def to_value(self) -> Any:
+        fields = type(self).model_fields
+        value = {name: value for name, value in self if name == "dataset" or value != fields[name].default}
+        return value if len(value) > 1 else self.dataset
+
+
 class PipelineSpec(_Section, frozen=True):
     """A whole pipeline."""
 
@@ -232,10 +253,11 @@ class PipelineSpec(_Section, frozen=True):
     steps: tuple[SerializeAsAny[Operation], ...] = ()
     output: OutputSpec
     run: RunSpec = RunSpec()
+    on: OnSpec | None = None
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineSpec:
-        if problems := conflicts(self.source, len(self.steps), self.output):
+        if problems := conflicts(self.source, len(self.steps), self.output, self.on):
             raise ConfigError(problems)
         return self
 
@@ -247,12 +269,15 @@ class PipelineSpec(_Section, frozen=True):
             "output": self.output.to_value(),
         }
         run = self.run.to_value()
-        return data | ({"run": run} if run else {})
+        return data | ({"run": run} if run else {}) | ({"on": self.on.to_value()} if self.on is not None else {})
 
 
-def conflicts(source: SourceSpec, step_count: int, output: OutputSpec) -> list[Problem]:
+def conflicts(source: SourceSpec, step_count: int, output: OutputSpec, on: OnSpec | None = None) -> list[Problem]:
     """What is wrong between sections that are each right."""
     problems = []
+    if on is not None and on.dataset != source.dataset:
+        hint = f"write `on: {source.dataset}`, or change the source"
+        problems.append(Problem(f"watches {on.dataset!r}, which is not the source {source.dataset!r}", "on.dataset", hint=hint))
     if output.in_place and not step_count:
         problems.append(Problem("there is nothing to do: no steps, and the output is in place", "steps", hint="add a step"))
     if output.dataset == source.dataset:

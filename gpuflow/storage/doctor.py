@@ -136,11 +136,22 @@ def check_seals(manifest: sqlite3.Connection) -> Iterator[Finding]:
     )
     entered = "SELECT dataset || ', snapshot ' || tag FROM snapshot WHERE seal IS NOT seal_of_names(id, dataset, tag, version)"
     yield from found("snapshots whose row in the manifest is damaged", REBUILD, _names(manifest, entered))
+    yield from _check_news(manifest)
     sequence = "SELECT value FROM meta WHERE key = 'seal'"
     if manifest.execute(f"SELECT ({sequence}) IS NOT seal_of_names('seq', value) FROM meta WHERE key = 'seq'").fetchall() != [
         (0,)
     ]:
         yield Finding("manifest.sqlite is damaged (the number of its commits is not as it was sealed)", REBUILD)
+
+
+def _check_news(manifest: sqlite3.Connection) -> Iterator[Finding]:
+    """Of what the manifest tells of its past; a manifest of format 2 tells nothing."""
+    columns = {"moment": "seq, time, run", "news": "seq, time, kind, dataset, array, version"}
+    for table, sealed in columns.items():
+        if manifest.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchall():
+            wrong = _names(manifest, f"SELECT 'number ' || seq FROM {table} WHERE seal IS NOT seal_of_names({sealed})")
+            remedy = "nothing has to be done: followers are told of the datasets as they are now"
+            yield from found("commits of whose past the row in the manifest is damaged", remedy, wrong, serious=False)
 
 
 def _names(manifest: sqlite3.Connection, statement: str) -> list[str]:

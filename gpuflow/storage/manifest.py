@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import NotFound, StoreError
-from gpuflow.storage import seals
+from gpuflow.storage import news, seals
 from gpuflow.storage.record import DatasetRecord
 
-FORMAT = 2
+FORMAT = 3
 _BUSY_SECONDS = 60.0  # a writer holds the lock for one transaction: milliseconds, or the fsync of a slow disk
 _RETRY_SECONDS = 0.005
 _ROWS_AT_ONCE = 2048
@@ -73,9 +73,10 @@ UPDATE intent SET seal = (SELECT seal_of(
     seal_of_names(dataset, path, writer), chunk, generation, nbytes, 0, 0, digest, recipe, inputs)
     FROM array WHERE id = intent.array);
 INSERT INTO meta SELECT 'seal', seal_of_names('seq', value) FROM meta WHERE key = 'seq';
-"""
+""",
+    2: news.TABLES,
 }
-"""What makes the following format of each; a new file goes through all of them. snapshot, kept: see snapshots.py."""
+"""What makes the following format of each; a new file goes through all of them. snapshot, kept: see snapshots.py; moment, news: news.py."""
 
 _SEALED = f"{seals.COLUMNS}, seal"
 
@@ -116,6 +117,7 @@ class Manifest:
         self._path, self._lock, self._durable = path, threading.RLock(), True
         with self._sqlite_errors():
             self._connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        self._notes = news.Notes(self.query, self._connection.execute)
         try:
             seals.add_functions(self._connection)
             self._prepare()
@@ -194,6 +196,7 @@ class Manifest:
             known = self.version(record.name)
             if known is not None and known[0] >= record.version:
                 return False
+            self._tell(record)
             row = (record.name, record.version, record.state, record.to_json())
             self._connection.execute("REPLACE INTO dataset VALUES (?, ?, ?, ?, ?)", (*row, seals.seal_of_names(*row)))
             if record.state == "removed":
@@ -202,6 +205,12 @@ class Manifest:
                 used = "SELECT array FROM intent"
                 self._connection.execute(f"DELETE FROM array WHERE dataset = ? AND id NOT IN ({used})", (record.name,))
             return True
+
+    def _tell(self, record: DatasetRecord) -> None:
+        """What the record changes of what others want to know is numbered like a commit (see news.py)."""
+        before = self._sequence()
+        if told := self._notes.recorded(before, self.record(record.name), record):
+            self.set_sequence(before + told)
 
     def removed(self) -> list[str]:
         """Datasets that were removed and that no commit is under way in. Within a transaction that stays so."""
@@ -353,8 +362,8 @@ class Manifest:
             rows += self._rows(f"{statement} WHERE array = ? AND chunk IN ({each})", array, json.dumps(chunks))
         return rows
 
-    def finish(self, replicas: Sequence[Replica], *, durable: bool = True) -> list[Replica]:
-        """The files of these announced replicas are in place: write their rows, end their intents.
+    def finish(self, replicas: Sequence[Replica], *, durable: bool = True, run: str = "") -> list[Replica]:
+        """The files of these announced replicas are in place: write their rows, end their intents. run: whose commits they are.
 
         Returns those whose dataset was removed meanwhile; they get no row. One whose intent has ended already is passed over."""
         with self.transaction(durable=durable):
@@ -363,6 +372,8 @@ class Manifest:
             kept = [replica for replica in announced if replica.dataset not in gone]
             before = self._sequence()
             self.set_sequence(before + len(kept))
+            if kept:
+                self._notes.committed(before, len(kept), run)
             rows = []
             for seq, (key, r) in enumerate(zip(self._keys(kept), kept, strict=True), before + 1):
                 names = seals.seal_of_names(r.dataset, r.array)

@@ -354,9 +354,9 @@ class NodeStore:
         """A chunk that is all fill value and has no file."""
         return Staged(replica, None, replaces)
 
-    def commit(self, staged: Sequence[Staged], *, durable: bool = True) -> None:
+    def commit(self, staged: Sequence[Staged], *, durable: bool = True, run: str = "") -> None:
         """Make staged replicas the current ones, all in one group; each atomically by itself. Durable: they survive a power loss; else
-        only the death of processes, and a chunk that a power loss damaged is found by its digest.
+        only the death of processes, and a chunk that a power loss damaged is found by its digest. run: whose they are, for followers.
 
         StaleChunk when a chunk is no longer at the generation it replaces, NotFound when its dataset was removed; nothing of the
         group is changed then, except that of two datasets of which one goes during the commit the other keeps its chunks. After a
@@ -371,7 +371,9 @@ class NodeStore:
                 if durable:
                     folders = {os.path.dirname(target) for target in targets}
                     sync_directories(folder for folder in folders if os.path.exists(folder))
-            gone = self.manifest.finish(replicas, durable=False)  # not waited for: until it is durable, the intent stands
+            gone = self.manifest.finish(
+                replicas, durable=False, run=run
+            )  # not waited for: until it is durable, the intent stands
         except BaseException:
             self._undo(staged)
             raise

@@ -27,8 +27,8 @@ def test_a_copy_is_the_replica_of_the_other_node(store: NodeStore, chunk: int, d
     assert store.adopt(replica, content(chunk, 5), durable=durable)
     assert store.read("d", ARRAY, chunk) == (replica, content(chunk, 5))
     assert store.manifest.intents() == []
-    newest, changes = store.manifest.changes(3)  # an inventory learns of it as of any other
-    assert newest == 4
+    newest, changes = store.manifest.changes(4)  # an inventory learns of it as of any other
+    assert newest == 5
     assert [column.tolist() for column in changes["d", ARRAY]] == [[chunk], [5]]
 
 

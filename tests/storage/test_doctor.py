@@ -162,7 +162,7 @@ HARM: dict[str, tuple[Callable[[Path], object], dict[str, tuple[str, ...]]]] = {
     "no manifest": (lambda root: (root / "manifest.sqlite").unlink(), {"manifest.sqlite is missing": ()}),
     "newer manifest": (
         lambda root: _execute(root, "UPDATE meta SET value = 99 WHERE key = 'format'"),
-        {"manifest.sqlite has format 99, newer than this gpuflow (2)": ()},
+        {"manifest.sqlite has format 99, newer than this gpuflow (3)": ()},
     ),
     "no format": (
         lambda root: _execute(root, "DELETE FROM meta WHERE key = 'format'"),

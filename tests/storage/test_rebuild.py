@@ -108,7 +108,7 @@ def test_a_newer_manifest_is_not_thrown_away(root: Path) -> None:
     connection.execute("UPDATE meta SET value = 99 WHERE key = 'format'")
     connection.commit()
     connection.close()
-    with pytest.raises(StoreError, match=r"has format 99, newer than this gpuflow \(2\); update gpuflow"):
+    with pytest.raises(StoreError, match=r"has format 99, newer than this gpuflow \(3\); update gpuflow"):
         rebuild(root, {}, nothing)
 
 
