@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ci.benchmarks.report import finish
 
-NAMES = ("engine", "codecs", "memory", "routing", "scale", "safety", "rechunk", "loader", "explore", "steps", "validate")
+NAMES = ("engine", "codecs", "memory", "routing", "scale", "safety", "rechunk", "loader", "explore", "steps", "validate", "plan")
 
 
 def main() -> int:

@@ -5,21 +5,21 @@ read."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
-from gpuflow.pipelines.fingerprint import fingerprint, recipe, recipes
+from gpuflow.pipelines.fingerprint import fingerprint, recipes
 from gpuflow.pipelines.flow import Apply, Flow
-from gpuflow.pipelines.pulls import Homes, inputs_digest, pulls_of
+from gpuflow.pipelines.gathers import Gathers, Wanted, plan_gathers
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
 from gpuflow.pipelines.stored import cut
 from gpuflow.pipelines.table import Tables
@@ -318,27 +318,7 @@ class ChunkPlan:
         """Pending chunks by the nodes that can make them from what is there, or that hold most of it."""
         if self.gathers is None:
             return self.table.chunks_by_node(self.pending)
-        return {node: self.gathers.homes.count(node) for node in sorted(set(self.gathers.homes))}
-
-
-@dataclass(frozen=True)
-class Gathers:
-    """Of each pending chunk, in their order: the node on which it is best made, decoded bytes that it is computed from and those of them
-    that lie there, and the digest of its inputs. needed: which chunks of the source's arrays are read for them."""
-
-    homes: list[str] = field(default_factory=list)
-    nbytes: list[int] = field(default_factory=list)
-    local_nbytes: list[int] = field(default_factory=list)
-    inputs: list[bytes] = field(default_factory=list)
-    needed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-
-    def at(self, pending: Sequence[int], chunks: Sequence[int]) -> Gathers:
-        """Of `chunks` out of the `pending` ones."""
-        places = {chunk: place for place, chunk in enumerate(pending)}
-        rows = [places[chunk] for chunk in chunks]
-        homes, inputs = [self.homes[row] for row in rows], [self.inputs[row] for row in rows]
-        nbytes, local_nbytes = [self.nbytes[row] for row in rows], [self.local_nbytes[row] for row in rows]
-        return Gathers(homes, nbytes, local_nbytes, inputs, self.needed)
+        return dict(sorted(Counter(self.gathers.homes).items()))
 
 
 def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable | None) -> ChunkPlan:
@@ -360,25 +340,8 @@ def plan_chunks(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable
 
 
 def _plan_gathers(array: ArrayPlan, made_by: str, sources: Mapping[str, ChunkTable], target: ChunkTable) -> ChunkPlan:
-    gathers, homes = Gathers(), Homes(sources, array.target.grid.size)
-    gathers.needed.update({path: np.zeros(len(table.rows), bool) for path, table in sources.items()})
-    pending, unmade = list[int](), list[int]()
-    for chunk in range(array.target.grid.size):
-        pulls = pulls_of(array.flow, array.specs, array.sources, array.target.grid.region(chunk))
-        if not all(sources[one.path].present[one.chunks].all() for one in pulls):
-            unmade.append(chunk)
-            continue
-        inputs = inputs_digest([sources[one.path].rows["digest"][one.chunks] for one in pulls])
-        if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
-            continue
-        pending.append(chunk)
-        home, local = homes.choose(pulls)
-        gathers.homes.append(home)
-        gathers.local_nbytes.append(local)
-        gathers.nbytes.append(sum(int(one.nbytes.sum()) for one in pulls))
-        gathers.inputs.append(inputs)
-        for one in pulls:
-            gathers.needed[one.path][one.chunks] = True
+    wanted = Wanted(array.flow, array.specs, array.sources, array.target.grid)
+    pending, unmade, gathers = plan_gathers(wanted, made_by, sources, target)
     lost = {path: tuple(np.flatnonzero(~table.present).tolist()) for path, table in sources.items()} if unmade else {}
     newest = target.rows["generation"].tolist()
-    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, tuple(unmade), gathers)
+    return ChunkPlan(array, made_by, sources, pending, lost, newest, unmade, gathers)

@@ -85,25 +85,43 @@ class Homes:
         self._tables = tables
         self.nodes = sorted({node for table in tables.values() for node in table.nodes})
         numbers = {node: number for number, node in enumerate(self.nodes)}
-        self._members = {}
+        self.members = {}
+        """By array: whether each node (column) is in each set of holders (row)."""
         for path, table in tables.items():
             members = np.zeros((len(table.sets), len(self.nodes)))
             for number in range(len(table.sets)):
                 members[number, [numbers[node] for node in table.sets[number]]] = 1
-            self._members[path] = members
-        self._given = np.zeros(len(self.nodes), np.int64)
+            self.members[path] = members
+        self._given = [0] * len(self.nodes)
         self._share, self._last = -(-chunks // max(len(self.nodes), 1)), -1
 
     def choose(self, pulls: Sequence[Pull]) -> tuple[str, int]:
         """The node for the chunk that is computed from `pulls`, and the decoded bytes of it that lie there."""
         held = np.zeros(len(self.nodes))
         for one in pulls:
-            members = self._members[one.path]
+            members = self.members[one.path]
             weights = np.bincount(self._tables[one.path].holders[one.chunks], one.nbytes, len(members))
             held += weights @ members
-        good = np.flatnonzero(held >= _NEARLY * held.max())
-        best = self._last
-        if best not in good or self._given[best] >= self._share:
-            best = self._last = int(good[np.argmin(self._given[good])])
-        self._given[best] += 1
+        (best,) = self.choose_all(held[None])
         return self.nodes[best], int(held[best])
+
+    def choose_all(self, held: NDArray[np.float64]) -> list[int]:
+        """Numbers of the nodes for chunks, in their order. held: (chunks, nodes), decoded bytes of each chunk's inputs that lie there."""
+        if not len(held):
+            return []
+        is_good = held >= _NEARLY * held.max(axis=1, keepdims=True)
+        packed = np.ascontiguousarray(np.packbits(is_good, axis=1)).view(f"V{-(-len(self.nodes) // 8)}").reshape(-1)
+        kinds: dict[bytes, list[int]] = {}
+        given, share, last, chosen = self._given, self._share, self._last, list[int]()
+        for place, kind in enumerate(packed.tolist()):
+            good = kinds.get(kind)
+            if good is None:
+                good = kinds[kind] = np.flatnonzero(is_good[place]).tolist()
+            if len(good) == 1:
+                last = good[0]
+            elif last not in good or given[last] >= share:
+                last = min(good, key=given.__getitem__)
+            given[last] += 1
+            chosen.append(last)
+        self._last = last
+        return chosen
