@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ci.benchmarks.report import finish
 
-NAMES = ("engine", "codecs", "memory", "routing", "scale", "safety", "rechunk", "loader", "explore", "steps", "validate", "watch")
+_JOBS = ("engine", "codecs", "memory", "routing", "scale", "safety", "rechunk", "loader", "explore", "steps")
+NAMES = (*_JOBS, "validate", "plan", "watch")
 
 
 def main() -> int:

@@ -86,6 +86,8 @@ def decide(nodes: Nodes, spec: PipelineSpec, changed: Changed, fitted: Fitted | 
     if there is None or there.state != "ready":
         return None
     plan, record = prepare(known, spec)
+    if record.growth:  # the source has grown: the output becomes as long at the end of a whole run
+        return None
     if spec.output.in_place and len(record.transforms) <= (plan.level or 0):
         return None
     plan = with_parameters(plan, fitted or {})

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpuflow.steps.base import ArraySpec, Join, Region, Request, Step
+from gpuflow.steps.spans import Spans
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,18 @@ class Flow:
                     wanted[below] = _hull(wanted.get(below, part), part)
         return wanted
 
+    def spans(self, specs: Sequence[ArraySpec], spans: Spans) -> dict[str, Spans | None]:
+        """`pulls` of many parts of the result at once, none of them empty; None for an array of which none needs anything.
+
+        Coupled when they must be asked for one by one along an axis, Inseparable when along all of them."""
+        wanted: dict[int, Spans | None] = {len(self.nodes) - 1: spans}
+        for number in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[number]
+            if isinstance(node, Apply) and number in wanted:
+                for below, part in zip(node.of, _pull_all(node, specs, wanted[number]), strict=True):
+                    wanted[below] = _around(wanted.get(below), part)
+        return {node.path: wanted[number] for number, node in enumerate(self.nodes) if isinstance(node, Read)}
+
     def cut(self, specs: Sequence[ArraySpec], chunks: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Into what chunks the result is best cut. chunks: those of the arrays that are read."""
         found: list[tuple[int, ...]] = []
@@ -178,6 +191,21 @@ def pull(node: Apply, specs: Sequence[ArraySpec], region: Region) -> tuple[Regio
     if isinstance(node.operation, Step):
         return (node.operation.pull(specs[node.of[0]], region),)
     return node.operation.pull(node.name, [specs[number] for number in node.of], region)
+
+
+def _pull_all(node: Apply, specs: Sequence[ArraySpec], spans: Spans | None) -> tuple[Spans | None, ...]:
+    """`pull` of many parts at once; nothing for nothing."""
+    if spans is None:
+        return (None,) * len(node.of)
+    if isinstance(node.operation, Step):
+        return (node.operation.pull_all(specs[node.of[0]], spans),)
+    return node.operation.pull_all(node.name, [specs[number] for number in node.of], spans)
+
+
+def _around(one: Spans | None, other: Spans | None) -> Spans | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return tuple(a.around(b) for a, b in zip(one, other, strict=True))
 
 
 def is_empty(region: Region) -> bool:

@@ -5,6 +5,7 @@ read."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -17,9 +18,9 @@ from numpy.typing import NDArray
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ConfigError, NameTaken, Problem
 from gpuflow.pipelines.compressor import Choice, choose_compressor
-from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint, recipe, recipes
+from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint, recipes
 from gpuflow.pipelines.flow import Apply, Flow
-from gpuflow.pipelines.pulls import Homes, inputs_digest, pulls_of
+from gpuflow.pipelines.gathers import Gathers, Wanted, plan_gathers
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
 from gpuflow.pipelines.stored import cut
 from gpuflow.pipelines.table import Tables
@@ -333,27 +334,7 @@ class ChunkPlan:
         """Pending chunks by the nodes that can make them from what is there, or that hold most of it."""
         if self.gathers is None:
             return self.table.chunks_by_node(self.pending)
-        return {node: self.gathers.homes.count(node) for node in sorted(set(self.gathers.homes))}
-
-
-@dataclass(frozen=True)
-class Gathers:
-    """Of each pending chunk, in their order: the node on which it is best made, decoded bytes that it is computed from and those of them
-    that lie there, and the digest of its inputs. needed: which chunks of the source's arrays are read for them."""
-
-    homes: list[str] = field(default_factory=list)
-    nbytes: list[int] = field(default_factory=list)
-    local_nbytes: list[int] = field(default_factory=list)
-    inputs: list[bytes] = field(default_factory=list)
-    needed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-
-    def at(self, pending: Sequence[int], chunks: Sequence[int]) -> Gathers:
-        """Of `chunks` out of the `pending` ones."""
-        places = {chunk: place for place, chunk in enumerate(pending)}
-        rows = [places[chunk] for chunk in chunks]
-        homes, inputs = [self.homes[row] for row in rows], [self.inputs[row] for row in rows]
-        nbytes, local_nbytes = [self.nbytes[row] for row in rows], [self.local_nbytes[row] for row in rows]
-        return Gathers(homes, nbytes, local_nbytes, inputs, self.needed)
+        return dict(sorted(Counter(self.gathers.homes).items()))
 
 
 def plan_chunks(
@@ -397,31 +378,9 @@ def _plan_gathers(
     target: ChunkTable,
     only: NDArray[np.int64] | None = None,
 ) -> ChunkPlan:
-    chunks = range(array.target.grid.size) if only is None else only.tolist()
-    gathers, homes = Gathers(), Homes(sources, len(chunks))
-    gathers.needed.update({path: np.zeros(len(table.rows), bool) for path, table in sources.items()})
-    asked = {path: np.full(len(table.rows), only is None) for path, table in sources.items()}
-    pending, unmade = list[int](), list[int]()
-    for chunk in chunks:
-        pulls = pulls_of(array.flow, array.specs, array.sources, array.target.grid.region(chunk))
-        if not all(sources[one.path].present[one.chunks].all() for one in pulls):
-            unmade.append(chunk)
-            for one in pulls:
-                asked[one.path][one.chunks] = True
-            continue
-        inputs = inputs_digest(pulls, [sources[one.path].rows["digest"][one.chunks] for one in pulls])
-        if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
-            continue
-        pending.append(chunk)
-        home, local = homes.choose(pulls)
-        gathers.homes.append(home)
-        gathers.local_nbytes.append(local)
-        gathers.nbytes.append(sum(int(one.nbytes.sum()) for one in pulls))
-        gathers.inputs.append(inputs)
-        for one in pulls:
-            gathers.needed[one.path][one.chunks] = True
-    missing = {path: asked[path] & ~table.present for path, table in sources.items()}
-    lost = {path: tuple(np.flatnonzero(mask).tolist()) for path, mask in missing.items()} if unmade else {}
+    wanted = Wanted(array.flow, array.specs, array.sources, array.target.grid)
+    pending, unmade, gathers = plan_gathers(wanted, made_by, sources, target, only)
+    lost = {path: tuple(np.flatnonzero(gathers.asked[path] & ~table.present).tolist()) for path, table in sources.items()}
     newest = target.rows["generation"].tolist()
     among = None if only is None else len(only)
-    return ChunkPlan(array, made_by, sources, tuple(pending), lost, newest, tuple(unmade), gathers, among)
+    return ChunkPlan(array, made_by, sources, pending, lost if unmade else {}, newest, unmade, gathers, among)

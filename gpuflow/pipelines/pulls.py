@@ -18,6 +18,7 @@ from gpuflow.pipelines.flow import Flow
 from gpuflow.steps.base import ArraySpec, Region
 from gpuflow.storage.metadata import ArrayMetadata
 
+DIGEST_NBYTES = 16
 _NEARLY = 0.9
 """Nodes that hold so much of what the best one holds are as good: among them the one with the fewest chunks to make is taken."""
 
@@ -71,8 +72,28 @@ def overlap(grid: Grid, chunk: int, box: Region) -> tuple[Region, Region]:
 def inputs_digest(pulls: Sequence[Pull], digests: Sequence[NDArray[np.void]]) -> bytes:
     """One digest of the digests of all chunks that a chunk is computed from, array by array in the order of the pulls, and of what of them
     is read: at the end of an array it is more once that has grown, even where the chunks' bytes are the same."""
-    bounds = [np.array([(axis.start, axis.stop) for axis in one.box], "<i8").tobytes() for one in pulls]
-    return xxhash.xxh3_128_digest(b"".join([*(part.tobytes() for part in digests), *bounds]))
+    found = np.frombuffer(digest_of([part.tobytes() for part in digests]), "<u8")
+    for one in pulls:
+        if len(one.chunks):
+            for axis, part in enumerate(one.box):
+                found = found ^ bounds_marks(one.path, axis, np.array([part.start]), np.array([part.stop]))[0]
+    return found.tobytes()
+
+
+def digest_of(digests: Sequence[bytes]) -> bytes:
+    """Of the digests of all chunks; of one that is the only one, itself."""
+    joined = b"".join(digests)
+    return joined if len(joined) == DIGEST_NBYTES else xxhash.xxh3_128_digest(joined)
+
+
+def bounds_marks(path: str, axis: int, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """(bounds, 2): for each part of an axis of an array a number of 128 bits that goes by exclusive or into the digest of what is read, so
+    that parts of boxes can be reckoned with axis by axis."""
+    seed = xxhash.xxh3_64_intdigest(path.encode())
+    data = np.column_stack([np.full(len(starts), axis), starts, stops]).astype("<i8").tobytes()
+    each = len(data) // max(len(starts), 1)
+    marks = [xxhash.xxh3_128_digest(data[at : at + each], seed) for at in range(0, len(data), max(each, 1))]
+    return np.frombuffer(b"".join(marks), "<u8").reshape(-1, 2)
 
 
 class Homes:
@@ -84,25 +105,43 @@ class Homes:
         self._tables = tables
         self.nodes = sorted({node for table in tables.values() for node in table.nodes})
         numbers = {node: number for number, node in enumerate(self.nodes)}
-        self._members = {}
+        self.members = {}
+        """By array: whether each node (column) is in each set of holders (row)."""
         for path, table in tables.items():
             members = np.zeros((len(table.sets), len(self.nodes)))
             for number in range(len(table.sets)):
                 members[number, [numbers[node] for node in table.sets[number]]] = 1
-            self._members[path] = members
-        self._given = np.zeros(len(self.nodes), np.int64)
+            self.members[path] = members
+        self._given = [0] * len(self.nodes)
         self._share, self._last = -(-chunks // max(len(self.nodes), 1)), -1
 
     def choose(self, pulls: Sequence[Pull]) -> tuple[str, int]:
         """The node for the chunk that is computed from `pulls`, and the decoded bytes of it that lie there."""
         held = np.zeros(len(self.nodes))
         for one in pulls:
-            members = self._members[one.path]
+            members = self.members[one.path]
             weights = np.bincount(self._tables[one.path].holders[one.chunks], one.nbytes, len(members))
             held += weights @ members
-        good = np.flatnonzero(held >= _NEARLY * held.max())
-        best = self._last
-        if best not in good or self._given[best] >= self._share:
-            best = self._last = int(good[np.argmin(self._given[good])])
-        self._given[best] += 1
+        (best,) = self.choose_all(held[None])
         return self.nodes[best], int(held[best])
+
+    def choose_all(self, held: NDArray[np.float64]) -> list[int]:
+        """Numbers of the nodes for chunks, in their order. held: (chunks, nodes), decoded bytes of each chunk's inputs that lie there."""
+        if not len(held):
+            return []
+        is_good = held >= _NEARLY * held.max(axis=1, keepdims=True)
+        packed = np.ascontiguousarray(np.packbits(is_good, axis=1)).view(f"V{-(-len(self.nodes) // 8)}").reshape(-1)
+        kinds: dict[bytes, list[int]] = {}
+        given, share, last, chosen = self._given, self._share, self._last, list[int]()
+        for place, kind in enumerate(packed.tolist()):
+            good = kinds.get(kind)
+            if good is None:
+                good = kinds[kind] = np.flatnonzero(is_good[place]).tolist()
+            if len(good) == 1:
+                last = good[0]
+            elif last not in good or given[last] >= share:
+                last = min(good, key=given.__getitem__)
+            given[last] += 1
+            chosen.append(last)
+        self._last = last
+        return chosen

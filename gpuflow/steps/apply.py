@@ -21,6 +21,7 @@ from gpuflow.errors import ConfigError, Problem
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
 from gpuflow.steps.cast import DTYPES, DTypeName
 from gpuflow.steps.parameters import describe, suggestion
+from gpuflow.steps.spans import Spans
 from gpuflow.steps.user_code import Source, find_source, load_function
 
 _ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -80,6 +81,9 @@ class Apply(Step, frozen=True):
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return region
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        return spans
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return chunks

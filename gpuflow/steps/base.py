@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, PlainValidator
 from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.requests import MomentsRequest, Request
 from gpuflow.steps.parameters import StepError, patterns, plain
+from gpuflow.steps.spans import Inseparable, Spans
 
 __all__ = [
     "Array",
@@ -126,6 +127,10 @@ class Step(Operation, frozen=True):
     def pull(self, array: ArraySpec, region: Region) -> Region:
         """The part of `array`, which goes in, that the part `region` of what comes out is computed from. The step is bound."""
 
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        """`pull` of many parts at once, none of them empty: for plans of many chunks, which ask part by part when it is Inseparable."""
+        raise Inseparable
+
     @abstractmethod
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         """Into what chunks what comes out is best cut when `array` is cut into `chunks`. The step is bound."""
@@ -150,6 +155,9 @@ class Elementwise(Step, frozen=True):
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return region
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        return spans
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return chunks
@@ -178,6 +186,10 @@ class Join(Operation, frozen=True):
     @abstractmethod
     def pull(self, name: str, arrays: Sequence[ArraySpec], region: Region) -> tuple[Region, ...]:
         """The part of each of `arrays` that the part `region` of `name` is computed from."""
+
+    def pull_all(self, name: str, arrays: Sequence[ArraySpec], spans: Spans) -> tuple[Spans | None, ...]:
+        """`pull` of many parts at once, none of them empty; None for an array of which none needs anything. See `Step.pull_all`."""
+        raise Inseparable
 
     @abstractmethod
     def cut(self, name: str, arrays: Sequence[ArraySpec], chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

@@ -7,12 +7,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region
+from gpuflow.steps.spans import Span, Spans
 
 Mode = Literal["reflect", "constant", "nearest", "mirror", "wrap"]
 
 _OF_NUMPY = {"reflect": "symmetric", "constant": "constant", "nearest": "edge", "mirror": "reflect", "wrap": "wrap"}
 
+Widths = int | NDArray[np.int64]
 Halo = Sequence[tuple[int, int]]
 """By axis: how many values before and after a place its result depends on."""
 
@@ -29,6 +34,22 @@ def with_halo(array: ArraySpec, region: Region, halo: Halo, mode: Mode) -> Regio
             first, last = min(first, size - over - 1) if over else first, max(last, under + 1) if under else last
         # At least the place at the edge, also for a region that lies beyond it.
         parts.append(slice(max(0, min(first, size - 1)), min(size, max(last, 1))))
+    return tuple(parts)
+
+
+def spans_with_halo(array: ArraySpec, spans: Spans, halo: Sequence[tuple[Widths, Widths]], mode: Mode) -> Spans:
+    """`with_halo` of many regions at once; the halo too may be another for each."""
+    parts = []
+    for span, size, (before, after) in zip(spans, array.shape, halo, strict=True):
+        first, last = span.starts - before, span.stops + after
+        under, over = np.maximum(0, -first), np.maximum(0, last - size)
+        if mode == "wrap":
+            around = (under > 0) | (over > 0)
+            first, last = np.where(around, 0, first), np.where(around, size, last)
+        elif mode in ("reflect", "mirror"):
+            mirrored = np.minimum(first, size - over - 1), np.maximum(last, under + 1)
+            first, last = np.where(over > 0, mirrored[0], first), np.where(under > 0, mirrored[1], last)
+        parts.append(Span(span.axis, np.maximum(0, np.minimum(first, size - 1)), np.minimum(size, np.maximum(last, 1))))
     return tuple(parts)
 
 

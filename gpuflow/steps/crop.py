@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
 from gpuflow.steps.parameters import describe
+from gpuflow.steps.spans import Spans
 
 
 def _part(value: Any) -> Any:
@@ -54,6 +55,10 @@ class Crop(Step, frozen=True):
             slice(part.start + ranges[axis][0], part.stop + ranges[axis][0]) if axis in ranges else part
             for axis, part in enumerate(region)
         )
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        ranges = self._ranges(array)
+        return tuple(span.moved(ranges[axis][0]) if axis in ranges else span for axis, span in enumerate(spans))
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         shape = self.check(array).shape

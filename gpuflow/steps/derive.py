@@ -14,6 +14,7 @@ from gpuflow.steps.base import Array, ArraySpec, Join, Namespace, Region, StepEr
 from gpuflow.steps.cast import DTYPES
 from gpuflow.steps.expression import parse
 from gpuflow.steps.parameters import describe
+from gpuflow.steps.spans import Spans
 
 _TILE = 2**15
 """Values that are computed at once: an expression's intermediate results stay in the processor's cache."""
@@ -58,6 +59,9 @@ class Derive(Join, frozen=True):
 
     def pull(self, name: str, arrays: Sequence[ArraySpec], region: Region) -> tuple[Region, ...]:
         return (region,) * len(arrays)
+
+    def pull_all(self, name: str, arrays: Sequence[ArraySpec], spans: Spans) -> tuple[Spans | None, ...]:
+        return (spans,) * len(arrays)
 
     def cut(self, name: str, arrays: Sequence[ArraySpec], chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         return chunks[0]

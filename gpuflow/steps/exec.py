@@ -25,6 +25,7 @@ from gpuflow.steps.cast import DTypeName
 from gpuflow.steps.parameters import describe, number
 from gpuflow.steps.place import Place, current
 from gpuflow.steps.program import Ended, run_program
+from gpuflow.steps.spans import Spans
 from gpuflow.units import format_nbytes, parse_nbytes
 
 ALLOW = "start the workers with --allow-exec (gpuflow node, gpuflow run, or after --preload gpuflow.cluster)"
@@ -111,6 +112,9 @@ class Exec(Step, frozen=True):
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return region
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        return spans
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return chunks

@@ -15,8 +15,9 @@ from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError, quiet
-from gpuflow.steps.borders import Mode, padded, with_halo
+from gpuflow.steps.borders import Mode, padded, spans_with_halo, with_halo
 from gpuflow.steps.parameters import describe, number
+from gpuflow.steps.spans import Spans
 
 
 def _window(value: Any) -> int:
@@ -64,6 +65,9 @@ class Neighbours(Step, frozen=True):
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return with_halo(array, region, self._halo(array), self.mode)
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        return spans_with_halo(array, spans, self._halo(array), self.mode)
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return chunks

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
+from gpuflow.steps.spans import Spans
 
 
 class OneHot(Step, frozen=True):
@@ -31,6 +32,9 @@ class OneHot(Step, frozen=True):
 
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return region[:-1]
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        return spans[:-1]
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return (*chunks, self.classes)

@@ -10,9 +10,10 @@ from pydantic import Field, PlainValidator
 
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
-from gpuflow.steps.borders import padded, with_halo
+from gpuflow.steps.borders import padded, spans_with_halo, with_halo
 from gpuflow.steps.neighbours import BorderMode, Value
 from gpuflow.steps.parameters import describe
+from gpuflow.steps.spans import Span, Spans
 
 
 def _both(value: Any) -> tuple[int, int]:
@@ -55,6 +56,20 @@ class Pad(Step, frozen=True):
     def pull(self, array: ArraySpec, region: Region) -> Region:
         inside, halo = self._split(array, region)
         return with_halo(array, inside, halo, self.mode)
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        inside, before, after = [], [], []
+        for span, size, (width, _) in zip(spans, array.shape, self._widths(array), strict=True):
+            start, stop = span.starts - width, span.stops - width
+            first = np.clip(start, 0, size)
+            last = np.maximum(first, np.minimum(stop, size))
+            beyond = (first == last) & (size > 0)
+            first = np.where(beyond, np.where(start < 0, 0, size - 1), first)
+            last = np.where(beyond, first + 1, last)
+            inside.append(Span(span.axis, first, last))
+            before.append(first - start)
+            after.append(stop - last)
+        return spans_with_halo(array, tuple(inside), list(zip(before, after, strict=True)), self.mode)
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return chunks

@@ -13,6 +13,7 @@ from pydantic import Field, PlainValidator, model_validator
 from gpuflow.steps.axes import ByAxis, bound, by_axis
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
 from gpuflow.steps.parameters import describe
+from gpuflow.steps.spans import Span, Spans
 
 
 def _length(value: Any) -> int:
@@ -65,6 +66,10 @@ class Resize(Step, frozen=True):
     def pull(self, array: ArraySpec, region: Region) -> Region:
         axes = bound(self.kind, self.to, array.dims)
         return tuple(slice(0, array.shape[axis]) if axis in axes else part for axis, part in enumerate(region))
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        axes = bound(self.kind, self.to, array.dims)
+        return tuple(Span.fixed(0, array.shape[axis]) if axis in axes else span for axis, span in enumerate(spans))
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         lengths = bound(self.kind, self.to, array.dims)

@@ -10,6 +10,7 @@ from pydantic import Field, PlainValidator
 
 from gpuflow.steps.base import Array, ArraySpec, Join, Namespace, Region, StepError
 from gpuflow.steps.parameters import describe
+from gpuflow.steps.spans import Coupled, Spans
 
 
 def _arrays(value: Any) -> tuple[str, ...]:
@@ -62,6 +63,15 @@ class Stack(Join, frozen=True):
         channels, part = region[axis], (*region[:axis], *region[axis + 1 :])
         nothing = tuple(slice(one.start, one.start) for one in part)
         return tuple(part if channels.start <= number < channels.stop else nothing for number in range(len(arrays)))
+
+    def pull_all(self, name: str, arrays: Sequence[ArraySpec], spans: Spans) -> tuple[Spans | None, ...]:
+        axis = self._axis(arrays[0])
+        channels, part = spans[axis], (*spans[:axis], *spans[axis + 1 :])
+        if channels.axis is not None and len(channels.starts) > 1:
+            raise Coupled(channels.axis)
+        chosen = range(int(channels.starts[0]), int(channels.stops[0]))
+        # Of an array without other dimensions the one value comes along: no part of it is empty.
+        return tuple(part if number in chosen or not part else None for number in range(len(arrays)))
 
     def cut(self, name: str, arrays: Sequence[ArraySpec], chunks: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         axis = self._axis(arrays[0])

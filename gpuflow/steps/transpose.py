@@ -9,6 +9,7 @@ from pydantic import Field, PlainValidator
 from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
 from gpuflow.steps.parameters import describe
+from gpuflow.steps.spans import Spans
 
 
 def _names(value: Any) -> tuple[str | int, ...]:
@@ -42,6 +43,10 @@ class Transpose(Step, frozen=True):
     def pull(self, array: ArraySpec, region: Region) -> Region:
         parts = dict(zip(self._order(array), region, strict=True))
         return tuple(parts[axis] for axis in range(len(region)))
+
+    def pull_all(self, array: ArraySpec, spans: Spans) -> Spans:
+        parts = dict(zip(self._order(array), spans, strict=True))
+        return tuple(parts[axis] for axis in range(len(spans)))
 
     def cut(self, array: ArraySpec, chunks: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(chunks[axis] for axis in self._order(array))

@@ -1,0 +1,85 @@
+"""Plan: `gpuflow plan` from the shell for a million chunks, mapped, filtered with a halo, and rechunked; by number of chunks.
+
+The chunks are rows of the manifests of two nodes; planning reads nothing else."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from contextlib import closing
+from math import isqrt
+from pathlib import Path
+
+import numpy as np
+
+from ci.benchmarks.report import Report
+from ci.benchmarks.scratch import folder
+from gpuflow.cluster.launch import node_roots
+from gpuflow.storage.manifest import Replica
+from gpuflow.storage.metadata import ArrayMetadata
+from gpuflow.storage.node import NodeStore
+from gpuflow.storage.record import DatasetRecord
+
+NODES, _SIDE = 2, 4
+_AT_ONCE = 2**16  # rows a transaction
+_JOBS = {
+    "map": "steps: [clip: [0, 1]]\noutput: out\n",
+    "halo": "steps: [median: {size: {y: 3, x: 3}}]\noutput: out\n",
+    "rechunk": "steps: []\noutput: {dataset: out, shards: [1, 16]}\n",
+    "halo, rechunked": "steps: [median: {size: {y: 3, x: 3}}]\noutput: {dataset: out, shards: [1, 16]}\n",
+}
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--chunks", type=int, default=10**6, help="about so many (default 1000000)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=None, help="where the manifests are made (default: a temporary folder)")
+
+
+def measure(arguments: argparse.Namespace) -> Report:
+    report = Report("seconds of `gpuflow plan`, and of CPU")
+    side = isqrt(arguments.chunks)
+    with folder(arguments.folder) as base:
+        for number, root in enumerate(node_roots(base, NODES)):
+            with closing(NodeStore(root, name=f"node{number}")) as store:
+                _fill(store, number, side)
+        for _ in range(arguments.rounds):
+            for job, text in _JOBS.items():
+                path = base / "p.yaml"
+                path.write_text("source: {dataset: in}\n" + text)
+                wall, cpu, chunks = _planned(path, base)
+                assert chunks == side**2, chunks
+                report.add(job, "seconds", wall)
+                report.add(job, "of CPU", cpu)
+    for job in _JOBS:
+        report.check(f"plan of {side**2:,} chunks, {job}, s", report.median(job, "seconds"), "<=", 5.0)
+    return report
+
+
+def _fill(store: NodeStore, node: int, side: int) -> None:
+    """A square of chunks, in turn on the nodes."""
+    metadata = ArrayMetadata.create((side * _SIDE,) * 2, (_SIDE,) * 2, np.dtype("f4"), dims=("y", "x"))
+    store.put_record(DatasetRecord("in", state="ready", arrays={"a": metadata.document}))
+    digests = np.random.default_rng(node).bytes(16 * side**2)
+    mine = range(node, side**2, NODES)
+    for start in range(0, len(mine), _AT_ONCE):
+        rows = [
+            Replica("in", "a", chunk, 1, 64, digests[16 * chunk : 16 * chunk + 16], bytes(16), bytes(16))
+            for chunk in mine[start : start + _AT_ONCE]
+        ]
+        store.manifest.announce([(row, 0) for row in rows], "benchmark", durable=False)
+        store.manifest.finish(rows, durable=False)
+
+
+def _planned(path: Path, root: Path) -> tuple[float, float, int]:
+    """Seconds, seconds of CPU, and chunks that are to be made."""
+    command = [sys.executable, "-m", "gpuflow", "plan", str(path), "--root", str(root), "--nodes", str(NODES), "--json"]
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, check=True, capture_output=True)
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return wall, cpu, json.loads(done.stdout)["arrays"]["a"]["chunks"]["pending"]
