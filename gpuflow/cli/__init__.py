@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, doctor, history, pipelines, replicas, scrub, snapshots
+from gpuflow.cli import calibration, cluster, data, doctor, history, pipelines, replicas, scrub, shell, snapshots
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command("snapshot", rich_help_panel=_DATA)(snapshots.snapshot)
 app.command("rollback", rich_help_panel=_DATA)(snapshots.rollback)
 app.command("diff", rich_help_panel=_DATA)(snapshots.diff)
 app.command("log", rich_help_panel=_DATA)(history.log)
+app.command("shell", rich_help_panel=_DATA)(shell.shell)
 app.command("replicate", rich_help_panel=_DATA)(replicas.replicate)
 app.command("scrub", rich_help_panel=_DATA)(scrub.scrub)
 app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)

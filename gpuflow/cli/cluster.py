@@ -35,6 +35,7 @@ def node(
     threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
     host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
     allow_exec: Annotated[bool, typer.Option("--allow-exec", help="Let `exec` steps run programs here.")] = False,
+    allow_shell: Annotated[bool, typer.Option("--allow-shell", help="Let `gpuflow shell` open shells here.")] = False,
     rack: Annotated[
         str | None, typer.Option(help="Where it stands: copies lie on different racks, if they can. The node keeps it.")
     ] = None,
@@ -48,4 +49,11 @@ def node(
     processes, share = share_out(workers=workers)
     options = ["--nworkers", str(processes), "--nthreads", str(threads or share), "--no-dashboard"]
     options += ["--host", host] if host else []
-    serve_node(address, root or store_root(), options, name, rack, may_exec=allow_exec)
+    serve_node(
+        address,
+        root or store_root(),
+        options,
+        name,
+        rack,
+        may=[what for what, wanted in (("exec", allow_exec), ("shell", allow_shell)) if wanted],
+    )
