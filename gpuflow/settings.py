@@ -1,6 +1,6 @@
 """What the environment says: one function a setting, read when asked for.
 
-GPUFLOW_ROOT, GPUFLOW_SCHEDULER, GPUFLOW_ROUTING, GPUFLOW_ALLOW_EXEC."""
+GPUFLOW_ROOT, GPUFLOW_SCHEDULER, GPUFLOW_ROUTING, GPUFLOW_ALLOW_EXEC, GPUFLOW_ALLOW_SHELL."""
 
 from __future__ import annotations
 
@@ -36,3 +36,13 @@ def exec_is_allowed() -> bool:
 def allow_exec() -> None:
     """From now on, in this process and those that it starts."""
     os.environ["GPUFLOW_ALLOW_EXEC"] = "1"
+
+
+def shell_is_allowed() -> bool:
+    """Whether this process may open shells for others: `GPUFLOW_ALLOW_SHELL` is 1, which `--allow-shell` sets for a worker."""
+    return os.environ.get("GPUFLOW_ALLOW_SHELL") == "1"
+
+
+def allow_shell() -> None:
+    """From now on, in this process and those that it starts."""
+    os.environ["GPUFLOW_ALLOW_SHELL"] = "1"

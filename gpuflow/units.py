@@ -1,4 +1,4 @@
-"""Bytes and seconds as people read and write them. Pure."""
+"""Bytes, seconds and numbers of things as people read and write them. Pure."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def counted(number: int, what: str) -> str:
+    """`1 worker`, `2 workers`, `1,000 chunks`."""
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def parse_nbytes(text: str | int) -> int:

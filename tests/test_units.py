@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpuflow.units import format_nbytes, format_seconds, parse_nbytes
+from gpuflow.units import counted, format_nbytes, format_seconds, parse_nbytes
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,7 @@ def test_sizes_are_read(text: str | int, nbytes: int) -> None:
 def test_what_is_not_a_size_is_refused_by_name(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size; write it like 4MiB"):
         parse_nbytes(text)
+
+
+def test_numbers_of_things() -> None:
+    assert [counted(number, "chunk") for number in (0, 1, 2, 1000)] == ["0 chunks", "1 chunk", "2 chunks", "1,000 chunks"]

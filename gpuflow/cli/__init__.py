@@ -7,7 +7,21 @@ import sys
 import typer
 
 from gpuflow import __version__
-from gpuflow.cli import calibration, cluster, data, doctor, events, history, pipelines, replicas, scrub, snapshots, watch, webhook
+from gpuflow.cli import (
+    calibration,
+    cluster,
+    data,
+    doctor,
+    events,
+    history,
+    pipelines,
+    replicas,
+    scrub,
+    shell,
+    snapshots,
+    watch,
+    webhook,
+)
 from gpuflow.errors import ConfigError, GpuflowError
 
 app = typer.Typer(
@@ -28,6 +42,7 @@ app.command("rollback", rich_help_panel=_DATA)(snapshots.rollback)
 app.command("diff", rich_help_panel=_DATA)(snapshots.diff)
 app.command("events", rich_help_panel=_DATA)(events.events)
 app.command("log", rich_help_panel=_DATA)(history.log)
+app.command("shell", rich_help_panel=_DATA)(shell.shell)
 app.command("replicate", rich_help_panel=_DATA)(replicas.replicate)
 app.command("scrub", rich_help_panel=_DATA)(scrub.scrub)
 app.command("validate", rich_help_panel=_PIPELINES)(pipelines.validate)

@@ -35,6 +35,7 @@ def node(
     threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
     host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
     allow_exec: Annotated[bool, typer.Option("--allow-exec", help="Let `exec` steps run programs here.")] = False,
+    allow_shell: Annotated[bool, typer.Option("--allow-shell", help="Let `gpuflow shell` open shells here.")] = False,
     rack: Annotated[
         str | None, typer.Option(help="Where it stands: copies lie on different racks, if they can. The node keeps it.")
     ] = None,
@@ -51,4 +52,5 @@ def node(
     place = root or store_root()
     if not (place / "node.json").exists():
         typer.echo(f"{place} holds no store: this is a new node. If it had one, stop here: its disk is not mounted.", err=True)
-    serve_node(address, place, options, name, rack, may_exec=allow_exec)
+    allowed = [what for what, wanted in (("exec", allow_exec), ("shell", allow_shell)) if wanted]
+    serve_node(address, place, options, name, rack, may=allowed)

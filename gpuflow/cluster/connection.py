@@ -6,7 +6,7 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -139,23 +139,25 @@ def connect(
     root: str | os.PathLike[str] | None = None,
     device: str = "auto",
     allow_exec: bool = False,
+    allow_shell: bool = False,
 ) -> Connection:
     """Connect to the cluster at `address` (`tcp://host:port`; default `GPUFLOW_SCHEDULER`), or start an embedded one.
 
     An embedded cluster has a scheduler and `workers` processes (default: `launch.share_out`) on each of `nodes` nodes of this machine
     (default: as many as its root holds, at least 1). Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes
-    have roots below it. device: auto | cpu | cuda. allow_exec: `exec` steps may run programs on its workers.
+    have roots below it. device: auto | cpu | cuda. allow_exec: `exec` steps may run programs on its workers; allow_shell: they open shells.
 
     ClusterError and StoreError say what is wrong and what to do."""
     chosen = select_device(device)
     address = address or scheduler_address()
+    allowed = [what for what, wanted in (("exec", allow_exec), ("shell", allow_shell)) if wanted]
     if address is None:
         base = (Path(root) if root else store_root()).absolute()
-        return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, chosen, allow_exec)
+        return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, chosen, allowed)
     if nodes is not None or workers is not None or root is not None:
         raise ClusterError("nodes, workers and root are for an embedded cluster", f"leave them out, or do not name {address}")
-    if allow_exec:
-        hint = "start each node with `gpuflow node --allow-exec`"
+    if allowed:
+        hint = f"start each node with `gpuflow node --allow-{allowed[0]}`"
         raise ClusterError(f"whether programs may run at {address} is for its nodes to say", hint)
     try:
         _knock(address)
@@ -183,8 +185,8 @@ def _knock(address: str) -> None:
         socket.create_connection((place.hostname, place.port), timeout=_CONNECT_SECONDS).close()
 
 
-def _embedded(root: Path, nodes: int, workers: int | None, device: str, may_exec: bool) -> Connection:
-    cluster = EmbeddedCluster(root, nodes, workers, may_exec=may_exec)
+def _embedded(root: Path, nodes: int, workers: int | None, device: str, may: Sequence[str]) -> Connection:
+    cluster = EmbeddedCluster(root, nodes, workers, may=may)
     client = None
     try:
         client = Client(cluster.address, timeout=_CONNECT_SECONDS)

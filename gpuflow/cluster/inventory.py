@@ -24,11 +24,14 @@ class Inventory:
     def __init__(self) -> None:
         self._sets = HolderSets()
         self._columns: dict[ArrayName, tuple[Column, Column]] = {}
+        self.changes = 0
+        """Another number after every change: what was counted at the same one still holds."""
 
     def report(self, node: str, array: ArrayName, chunks: Column, generations: Column) -> None:
         """`node` holds `chunks`, each named once, at `generations`. A newer generation takes the place of the older one's holders."""
         if not len(chunks):
             return
+        self.changes += 1
         columns = self._grown(array, int(chunks.max()) + 1)
         for start in range(0, len(chunks), _ROWS_AT_ONCE):
             part = slice(start, start + _ROWS_AT_ONCE)
@@ -40,6 +43,7 @@ class Inventory:
         """`node` turned out not to hold `chunks`. What generation the newest is stays known, so that an older replica, reported later,
         does not pass for it."""
         if array in self._columns:
+            self.changes += 1
             holders, _ = self._columns[array]
             rows = np.unique(np.fromiter(chunks, np.int64))
             rows = rows[(rows >= 0) & (rows < len(holders))]
@@ -51,6 +55,7 @@ class Inventory:
         orphaned = False
         if not self._sets.names(node):
             return orphaned
+        self.changes += 1
         for holders, generations in self._columns.values():
             holders[:] = self._sets.left(holders, node)
             alone = (holders == 0) & (generations > 0)
@@ -60,6 +65,7 @@ class Inventory:
 
     def drop(self, dataset: str, path: str | None = None) -> None:
         """Forget a dataset that was removed, or one array of it; a new one of its name begins at generation 1 again."""
+        self.changes += 1
         gone = {array for array in self._columns if array[0] == dataset and path in (None, array[1])}
         self._columns = {array: columns for array, columns in self._columns.items() if array not in gone}
 
@@ -89,6 +95,28 @@ class Inventory:
             column[: len(told)] = told[:count]
         numbers, inverse = np.unique(holders, return_inverse=True)
         return generations, inverse.astype(np.uint32), [self._sets[number] for number in numbers.tolist()]
+
+    def counts(self) -> dict[ArrayName, dict[frozenset[str], int]]:
+        """How many chunks that were ever reported each holder set has, by array; 10 ms for 10^6 chunks."""
+        found: dict[ArrayName, dict[frozenset[str], int]] = {}
+        for array, (holders, generations) in self._columns.items():
+            counts = np.zeros(len(self._sets), np.int64)
+            for start in range(0, len(holders), _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                counts += np.bincount(holders[part][generations[part] > 0], minlength=len(counts))
+            found[array] = {self._sets[number]: int(counts[number]) for number in np.flatnonzero(counts).tolist()}
+        return found
+
+    def sampled(self, array: ArrayName, most: int) -> list[tuple[int, frozenset[str]]]:
+        """(chunk, holders) of at most `most` chunks that were ever reported, evenly one in so many."""
+        if array not in self._columns:
+            return []
+        holders, generations = self._columns[array]
+        count = int(np.flatnonzero(generations)[-1]) + 1 if generations.any() else 0
+        picked = range(0, count, max(1, -(-count // most)))
+        numbers = holders[: picked.stop : picked.step].tolist()
+        known = generations[: picked.stop : picked.step].tolist()
+        return [(chunk, self._sets[n]) for chunk, n, generation in zip(picked, numbers, known, strict=True) if generation]
 
     def _holder_numbers(self, array: ArrayName, chunks: Iterable[int]) -> Column:
         rows = np.fromiter(chunks, np.int64)

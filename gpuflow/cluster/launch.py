@@ -47,12 +47,13 @@ def scheduler_command(*options: str) -> list[str]:
     return [sys.executable, "-m", "distributed.cli.dask_scheduler", "--preload", "gpuflow.cluster", *options]
 
 
-def worker_command(scheduler: str, root: Path, *options: str, node_name: str | None = None, may_exec: bool = False) -> list[str]:
-    """`dask worker` as a worker of the node whose store is at `root`. A nanny takes the preload for its lifeline."""
+def worker_command(scheduler: str, root: Path, *options: str, node_name: str | None = None, may: Sequence[str] = ()) -> list[str]:
+    """`dask worker` as a worker of the node whose store is at `root`. A nanny takes the preload for its lifeline. may: what is
+    allowed there, of exec and shell."""
     command = [sys.executable, "-m", "distributed.cli.dask_worker", scheduler, *options]
     command += ["--preload-nanny", "gpuflow.cluster", "--preload", "gpuflow.cluster"]
     command += ["--root", str(root), *(["--node-name", node_name] if node_name else [])]
-    return [*command, "--allow-exec"] if may_exec else command
+    return [*command, *(f"--allow-{what}" for what in may)]
 
 
 class Supervised:
@@ -161,14 +162,13 @@ def _open_all(roots: Sequence[Path]) -> None:
 class EmbeddedCluster:
     """A scheduler and worker processes on this machine, for as long as this object (or this process) lives."""
 
-    def __init__(self, root: Path, nodes: int = 1, workers: int | None = None, *, may_exec: bool = False) -> None:
-        """`nodes` store roots (see `node_roots`), each with `workers` processes (default: see `share_out`). may_exec: they may run
-        programs."""
+    def __init__(self, root: Path, nodes: int = 1, workers: int | None = None, *, may: Sequence[str] = ()) -> None:
+        """`nodes` store roots (see `node_roots`), each with `workers` processes (default: see `share_out`). may: see `worker_command`."""
         if nodes < 1 or (workers is not None and workers < 1):
             raise ClusterError(f"a cluster of {nodes} nodes with {workers} workers each cannot be", "use numbers from 1 up")
         self._roots = node_roots(root, nodes)
         self._per_node, self._threads = share_out(nodes, workers)
-        self._may_exec = may_exec
+        self._may = may
         _open_all(self._roots)
         self._workers: list[Supervised] = []
         self.trouble = ""
@@ -207,7 +207,7 @@ class EmbeddedCluster:
         name = f"node{number}-{index}"
         options = ["--host", "127.0.0.1", "--no-nanny", "--no-dashboard", "--nthreads", str(self._threads)]
         options += ["--name", name, "--local-directory", self._folder.name]
-        command = worker_command(self.address, root, *options, may_exec=self._may_exec)
+        command = worker_command(self.address, root, *options, may=self._may)
 
         def give_up(reason: str) -> None:
             self.trouble = f"worker {name} {reason}"
@@ -237,7 +237,7 @@ def serve_node(
     node_name: str | None,
     rack: str | None = None,
     *,
-    may_exec: bool = False,
+    may: Sequence[str] = (),
 ) -> None:
     """Run a node's workers in the foreground, starting them again when they end, until interrupted. `gpuflow node`."""
     try:
@@ -251,7 +251,7 @@ def serve_node(
         reasons.append(reason)
         failed.set()
 
-    command = worker_command(scheduler, root, *options, node_name=node_name, may_exec=may_exec)
+    command = worker_command(scheduler, root, *options, node_name=node_name, may=may)
     supervised = Supervised(command, log=None, lifeline=True, on_give_up=give_up)
     try:
         failed.wait()

@@ -49,7 +49,7 @@ class ChunkGroup:
 class NodeInfo:
     """What a worker says of itself when it joins. place: where `root` really is (see `place`). usable_nbytes: of memory, before Dask
     pauses it; None without a limit. machine_nbytes: what its machine, or its cgroup, has.
-    allows_exec: whether steps may run programs there."""
+    allows_exec: whether steps may run programs there; allows_shell: whether it opens shells."""
 
     node: str
     root: str
@@ -57,6 +57,7 @@ class NodeInfo:
     usable_nbytes: int | None = None
     machine_nbytes: int = 0
     allows_exec: bool = False
+    allows_shell: bool = False
     version: str = __version__
 
 

@@ -15,7 +15,7 @@ from distributed import Nanny, Scheduler, Worker
 
 from gpuflow.cluster import scheduler_plugin, worker_plugin
 from gpuflow.errors import GpuflowError
-from gpuflow.settings import allow_exec, store_root
+from gpuflow.settings import allow_exec, allow_shell, store_root
 
 _FIRST_TASK = ("gpuflow.execution.jobs", "numba", "gpuflow.explore.blocks")
 """What the first task would have to import, which takes a second: named here, since it is not for this layer to use."""
@@ -26,10 +26,13 @@ _IDLE_SECONDS = 1.0
 @click.option("--root", type=click.Path(path_type=Path), default=None, help="Store root of this worker's node (or GPUFLOW_ROOT).")
 @click.option("--node-name", default=None, help="Name of a new node; the default is the host's name.")
 @click.option("--allow-exec", "may_exec", is_flag=True, help="Let `exec` steps run programs on this worker.")
-def dask_setup(server: Any, root: Path | None, node_name: str | None, may_exec: bool) -> None:
+@click.option("--allow-shell", "may_shell", is_flag=True, help="Let `gpuflow shell` open shells on this worker.")
+def dask_setup(server: Any, root: Path | None, node_name: str | None, may_exec: bool, may_shell: bool) -> None:
     """gpuflow's part of a Dask scheduler or worker."""
     if may_exec:
         allow_exec()
+    if may_shell:
+        allow_shell()
     embedded = os.environ.pop("GPUFLOW_LIFELINE", None)  # taken out: a nanny's worker has no lifeline, it dies with the nanny
     if embedded:
         _die_with_parent()

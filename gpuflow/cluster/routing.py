@@ -195,6 +195,20 @@ class Router:
                 found[able] += len(queue.runs[run])
         return found
 
+    def queued(self) -> Counter[str]:
+        """Parked tasks by node; one that is local to several counts at each of them."""
+        return Counter(
+            {
+                node: sum(len(self._queues[holders].runs[run]) for run, queues in runs.items() for holders in queues)
+                for node, runs in self._of_node.items()
+            }
+        )
+
+    def is_local(self, key: object) -> bool:
+        """Whether a task that is on its way went to a node that it is local to. Of others nothing else is known."""
+        task, node = self._flying.get(key, (None, ""))
+        return task is None or node in task.holders
+
     def holder_sets(self) -> set[frozenset[str]]:
         """Of the tasks that are parked or on their way."""
         return {*self._queues, *(task.holders for task, _ in self._flying.values())}

@@ -21,8 +21,9 @@ from distributed import Scheduler, SchedulerPlugin, Status
 from distributed.scheduler import TaskState, WorkerState
 
 from gpuflow import __version__
-from gpuflow.cluster import foreign
+from gpuflow.cluster import dashboard, foreign, metrics
 from gpuflow.cluster.claims import Claims
+from gpuflow.cluster.figures import Figures
 from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.foreign import foreign_groups
 from gpuflow.cluster.inventory import Inventory
@@ -75,6 +76,7 @@ class GpuflowPlugin(SchedulerPlugin):
         self._recall = Recall(scheduler)
         self._claims = Claims()
         self.transferred: tuple[float, ...] = (0, 0, 0.0)  # between workers, by all runs
+        self.figures = Figures()
         self._seen: dict[str, WorkerView] = {}  # by worker address
         self._idle_since: tuple[float, int, set[str]] | None = None
         self._timer: Any = None  # of the next look
@@ -120,6 +122,7 @@ class GpuflowPlugin(SchedulerPlugin):
     def _enter(self, key: Any, group: ChunkGroup) -> None:
         self.groups[key] = group
         self._tasks[group.run] += 1
+        self.figures.entered(group, time.monotonic())
         self._restrict(key)
 
     @_guarded
@@ -132,6 +135,7 @@ class GpuflowPlugin(SchedulerPlugin):
             self.router.discard(key)
             self._forget_task(key)
         elif finish == "memory":
+            self.figures.finished(self.groups[key], time.monotonic(), local=self.router.is_local(key))
             self.router.finished(key, compute_seconds(kwargs.get("startstops") or ()))
         elif finish == "erred":
             self.router.discard(key)
@@ -148,6 +152,7 @@ class GpuflowPlugin(SchedulerPlugin):
         if not self._tasks[run]:
             del self._tasks[run]
             self.router.ended(run)
+            self.figures.ended(run, time.monotonic())
             if run.startswith(foreign.RUN):
                 self.idle_seconds.pop(run, None)
                 self.reasons[foreign.RUN].update(self.reasons.pop(run, {}))
@@ -404,6 +409,7 @@ class GpuflowPlugin(SchedulerPlugin):
             self.inventory.report(node, (dataset, array), np.asarray(chunks, np.uint32), np.asarray(generations, np.uint32))
         chunks, nbytes, seconds = transfer
         self.router.rates.transferred(nbytes, seconds)
+        self.figures.received(chunks, nbytes, time.monotonic())
         self.transferred = tuple(a + b for a, b in zip(self.transferred, transfer, strict=True))
 
     @_guarded
@@ -521,6 +527,8 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
     scheduler.stream_handlers["gf_lacks"] = plugin.handle_lacks
     scheduler.add_plugin(plugin)
+    dashboard.install(plugin)
+    metrics.install(plugin)
     for worker in list(scheduler.workers):  # a restarted scheduler may have been found before it had the plugin
         plugin.add_worker(scheduler, worker)
     return plugin

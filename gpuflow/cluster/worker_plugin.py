@@ -19,7 +19,8 @@ from gpuflow.cluster.messages import SHIPPED, NodeInfo, Transferred
 from gpuflow.cluster.peers import Holders, Peers
 from gpuflow.cluster.place import place_of
 from gpuflow.cluster.serving import Serving
-from gpuflow.settings import exec_is_allowed
+from gpuflow.cluster.shell import Shells
+from gpuflow.settings import exec_is_allowed, shell_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
 from gpuflow.storage.manifest import Replica
@@ -48,7 +49,8 @@ class NodeRuntime:
         manager = worker.memory_manager
         usable = int(manager.memory_limit * (manager.memory_pause_fraction or 1.0)) if manager.memory_limit else None
         root = self.store.root
-        return asdict(NodeInfo(self.store.node_id, str(root), place_of(root), usable, MEMORY_LIMIT, exec_is_allowed()))
+        allowed = exec_is_allowed(), shell_is_allowed()
+        return asdict(NodeInfo(self.store.node_id, str(root), place_of(root), usable, MEMORY_LIMIT, *allowed))
 
     # -- served to others -----------------------------------------------------------------------------------------------------
 
@@ -159,4 +161,7 @@ def install(worker: Worker, root: Path, name: str | None = None) -> NodeRuntime:
     worker.handlers["gf_events"] = runtime.events
     worker.handlers["gf_put_chunk"] = runtime.put_chunk
     worker.handlers["gf_get_chunks"] = runtime.serving.get_chunks
+    shells = Shells(worker, store)
+    for operation in ("open", "send", "read", "keep", "interrupt", "close"):
+        worker.handlers[f"gf_shell_{operation}"] = getattr(shells, operation)
     return runtime

@@ -6,14 +6,16 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from gpuflow.datasets.summary import ArraySummary
-from gpuflow.display.card import MISSING, bar, card, colours_of, folded, grid, legend, line, table
+from gpuflow.display.card import bar, card, folded, grid, legend, line, name, table
+from gpuflow.palette import MISSING, colours_of
 from gpuflow.storage.chains import chain_names
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
-from gpuflow.units import format_nbytes
+from gpuflow.units import counted, format_nbytes
 
 _DRAWN = 6  # arrays, those with the most chunks: a card is for a look
 _LISTED = 60
+_NOWHERE = "on no node"
 
 
 def dataset_card(record: DatasetRecord, summaries: Mapping[str, ArraySummary], here: Collection[str] = ()) -> str:
@@ -23,8 +25,9 @@ def dataset_card(record: DatasetRecord, summaries: Mapping[str, ArraySummary], h
     named = {node: f"{node} (here)" if node in here else node for node in nodes}
     paths = sorted(record.arrays, key=lambda path: (-record.array(path).grid.size, path))
     stored = sum(summary.nbytes for summary in summaries.values())
+    where = f"{format_nbytes(stored)} stored on {counted(len(nodes), 'node')}"
     parts = [
-        line(f"{record.state}; {len(paths)} arrays, {format_nbytes(stored)} stored on {len(nodes)} nodes; {_origin(record)}"),
+        line(f"{record.state}; {counted(len(paths), 'array')}, {where}; {_origin(record)}"),
         table([_row(path, record.array(path), summaries[path]) for path in paths[:_LISTED]], _HEAD),
     ]
     if len(paths) > _LISTED:
@@ -32,14 +35,17 @@ def dataset_card(record: DatasetRecord, summaries: Mapping[str, ArraySummary], h
     held = {node: float(sum(summary.by_node.get(node, 0) for summary in summaries.values())) for node in nodes}
     if len(nodes) > 1:
         parts.append(bar(held, colours))
-    parts.append(legend({named[node]: colours[node] for node in nodes} | {"on no node": MISSING}))
+    missing = any(not holders for summary in summaries.values() for row in summary.cells for holders in row)
+    parts.append(legend({named[node]: colours[node] for node in nodes} | ({_NOWHERE: MISSING} if missing else {})))
     parts += [
         _drawn(path, record.array(path), summaries[path], colours, is_open=not number)
         for number, path in enumerate(paths[:_DRAWN])
     ]
     if record.transforms:
         parts.append(
-            folded(f"changed in place {len(record.transforms)} times", table(_transforms(record), ("", "begun", "steps")))
+            folded(
+                f"changed in place {counted(len(record.transforms), 'time')}", table(_transforms(record), ("", "begun", "steps"))
+            )
         )
     return card(f"gpuflow dataset {record.name}", *parts)
 
@@ -53,7 +59,7 @@ def _row(path: str, metadata: ArrayMetadata, summary: ArraySummary) -> list[str]
     return [
         path,
         " x ".join(map(str, metadata.shape)) or "scalar",
-        ", ".join(name or "-" for name in metadata.dims),
+        ", ".join(dim or "-" for dim in metadata.dims),
         str(metadata.document["data_type"]),
         " x ".join(map(str, metadata.grid.chunks)),
         str(metadata.grid.size) + (f", {copies:.3g} copies" if copies > 1 else ""),
@@ -65,14 +71,14 @@ def _row(path: str, metadata: ArrayMetadata, summary: ArraySummary) -> list[str]
 
 def _drawn(path: str, metadata: ArrayMetadata, summary: ArraySummary, colours: Mapping[str, str], *, is_open: bool) -> str:
     """The chunk grid: each chunk in the colour of a node that has it."""
-    cells = [[min(nodes) if nodes else "on no node" for nodes in row] for row in summary.cells]
-    picture = grid(cells, {**colours, "on no node": MISSING})
+    cells = [[min(nodes) if nodes else _NOWHERE for nodes in row] for row in summary.cells]
+    picture = grid(cells, {**colours, _NOWHERE: MISSING})
     which = "each chunk" if max(summary.every, default=1) == 1 else f"one in {' x '.join(map(str, summary.every))} chunks"
-    notes = [line(f"{which}, along {', '.join(name or '-' for name in metadata.dims) or 'no axis'}")]
+    notes = [line(f"{which}, along {', '.join(dim or '-' for dim in metadata.dims) or 'no axis'}")]
     if metadata.attributes:
-        notes.append(table([(str(name), str(value)[:200]) for name, value in list(metadata.attributes.items())[:20]]))
+        notes.append(table([(str(key), str(value)[:200]) for key, value in list(metadata.attributes.items())[:20]]))
     if is_open:
-        return line(path) + picture + "".join(notes)
+        return name(path) + picture + "".join(notes)
     return folded(path, picture + "".join(notes))
 
 

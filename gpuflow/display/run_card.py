@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.text import Text
 
-from gpuflow.display.card import PALETTE, bar, card, colours_of, folded, legend, line, table
+from gpuflow.display.card import bar, card, folded, legend, line, name, table
 from gpuflow.display.receipt import receipt_rows
 from gpuflow.execution.receipt import Receipt
-from gpuflow.units import format_nbytes, format_seconds
+from gpuflow.palette import PALETTE, colours_of
+from gpuflow.units import counted, format_nbytes, format_seconds
 
 _STAGES = ("read", "decode", "compute", "encode", "commit", "transfer", "wait")
 
@@ -30,7 +31,7 @@ class ReceiptCard(Receipt):
 
 def receipt_card(receipt: Mapping[str, Any]) -> str:
     """HTML of a receipt's dict, with a picture of where the threads' time went, and where the chunks were made."""
-    rows = [(name, Text.from_markup(value).plain) for name, value in receipt_rows(receipt)]
+    rows = [(title, Text.from_markup(value).plain) for title, value in receipt_rows(receipt)]
     spent = {stage: float(receipt["seconds"].get(stage, 0.0)) for stage in _STAGES}
     spent = {f"{stage} {format_seconds(seconds)}": seconds for stage, seconds in spent.items() if seconds >= 0.0005}
     stages = colours_of(list(spent))
@@ -63,7 +64,7 @@ def plan_card(details: Mapping[str, Any], yaml: str = "") -> str:
         ]
         rows += [("computed", array["compute"])] if array["compute"] else []
         rows += [("first", "statistics over all its chunks")] if array["waits_for_statistics"] else []
-        parts += [line(path), table(rows)]
+        parts += [name(path), table(rows)]
         if array["chunks"]["lost"]:
             parts.append(line(f"{array['chunks']['lost']} chunks are on no node that is here", bad=True))
         if array["by_node"]:
@@ -79,11 +80,11 @@ def plan_card(details: Mapping[str, Any], yaml: str = "") -> str:
 
 
 def _step(step: Mapping[str, Any]) -> str:
-    ((name, parameters),) = step.items()
+    ((kind, parameters),) = step.items()
     text = (
         ", ".join(f"{key}={value}" for key, value in parameters.items()) if isinstance(parameters, Mapping) else str(parameters)
     )
-    return f"{name}({text if len(text) < 80 else text[:77] + '...'})"
+    return f"{kind}({text if len(text) < 80 else text[:77] + '...'})"
 
 
 def nodes_card(nodes: Sequence[Mapping[str, Any]]) -> str:
@@ -95,10 +96,15 @@ def nodes_card(nodes: Sequence[Mapping[str, Any]]) -> str:
         used = {"this store": node["stored_nbytes"], "other files": max(other, 0), "free": node["free_nbytes"]}
         rows = [
             ("root", node["root"]),
-            ("holds", f"{node['chunks']} chunks of {node['datasets']} datasets, {format_nbytes(node['stored_nbytes'])}"),
+            (
+                "holds",
+                f"{counted(node['chunks'], 'chunk')} of {counted(node['datasets'], 'dataset')}, {format_nbytes(node['stored_nbytes'])}",
+            ),
             ("disk", f"{format_nbytes(node['free_nbytes'])} free of {format_nbytes(node['disk_nbytes'])}"),
         ]
         if node.get("workers"):
-            rows.append(("workers", f"{len(node['workers'])} with {node['threads']} threads: {', '.join(node['workers'])}"))
-        parts += [line(node["node"]), table(rows), bar({name: float(value) for name, value in used.items()}, colours)]
-    return card(f"{len(nodes)} nodes", *parts, legend(colours))
+            rows.append(
+                ("workers", f"{len(node['workers'])} with {counted(node['threads'], 'thread')}: {', '.join(node['workers'])}")
+            )
+        parts += [name(node["node"]), table(rows), bar({part: float(value) for part, value in used.items()}, colours)]
+    return card(counted(len(nodes), "node"), *parts, legend(colours))

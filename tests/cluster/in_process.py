@@ -87,9 +87,9 @@ class Cluster:
 
 
 @asynccontextmanager
-async def started(nodes: int = 3) -> AsyncIterator[Cluster]:
+async def started(nodes: int = 3, *, dashboard: bool = False) -> AsyncIterator[Cluster]:
     """`nodes` nodes n0, n1, ...; chunk i is on node i % nodes."""
-    options = {"dashboard_address": ":0", "scheduler_kwargs": {"validate": True}}
+    options = {"dashboard_address": ":0", "scheduler_kwargs": {"validate": True, "dashboard": dashboard}}
     async with (
         LocalCluster(n_workers=0, processes=False, asynchronous=True, **options) as local,
         Client(local, asynchronous=True) as client,
