@@ -4,6 +4,7 @@ Pure functions over what `Nodes` answers; a `Nodes` is a cluster's connection, o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -57,13 +58,24 @@ def newest(nodes: Nodes) -> Known:
 
 
 def newest_of(reports: Sequence[Sequence[DatasetRecord]]) -> Known:
-    """Of what each node knows, the newest record of every name. Pure."""
-    found: dict[str, DatasetRecord] = {}
-    for known in reports:
-        for record in known:
-            if record.name not in found or record.version > found[record.name].version:
-                found[record.name] = record
-    return dict(sorted(found.items()))
+    """Of what each node knows, the newest record of every name. Where two are as new, since who published one died at it and its node was
+    away when the other was made, that which most nodes have. Pure."""
+    found: dict[str, list[DatasetRecord]] = {}
+    for record in (record for known in reports for record in known):
+        newest = found.setdefault(record.name, [])
+        if newest and record.version > newest[0].version:
+            newest.clear()
+        if not newest or record.version == newest[0].version:
+            newest.append(record)
+    return {name: _of_most(records) for name, records in sorted(found.items())}
+
+
+def _of_most(records: Sequence[DatasetRecord]) -> DatasetRecord:
+    if all(record == records[0] for record in records):
+        return records[0]
+    texts = Counter(record.to_json() for record in records)
+    text = max(sorted(texts), key=lambda one: texts[one])
+    return next(record for record in records if record.to_json() == text)
 
 
 def live(known: Known) -> dict[str, DatasetRecord]:

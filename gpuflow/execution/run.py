@@ -38,7 +38,7 @@ from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.growing import as_begun, ended, grown_output
 from gpuflow.pipelines.memory import gather_nbytes, sharing
-from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
+from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, made_in_place, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.storage.record import DatasetRecord
 
@@ -99,6 +99,11 @@ def _run(
     lost = {(path, number) for part in chunks for path, numbers in part.lost.items() for number in numbers}
     for path, number in sorted(lost):
         run.record_lost(path, [number], found.nodes)
+    behind = sum(len(part.behind) for part in chunks)
+    if behind:
+        run.notes.append(
+            f"of {behind} chunks only an older generation is there, from before the in-place pipeline that came before this"
+        )
     room = gather_nbytes(rooms(connection))
     work = [item for part in chunks for item in work_of(run, plan, part, record, room)]
     if spec.output.snapshot is not None and work:
@@ -177,7 +182,8 @@ def plan_all_chunks(found: Survey, plan: Plan, only: Only | None = None) -> list
             continue
         sources = {path: found.table(plan.source.name, path, array.sources[path].grid.size) for path in array.flow.paths}
         target = None if plan.spec.output.in_place else found.table(plan.target, array.path, array.target.grid.size)
-        plans.append(plan_chunks(array, array.made_by(plan.level), sources, target, part))
+        below = None if plan.level is None else made_in_place(plan.source, array.path, plan.level)
+        plans.append(plan_chunks(array, array.made_by(plan.level), sources, target, part, below=below))
     return plans
 
 
@@ -189,6 +195,9 @@ def announce(connection: Connection, plan: Plan, record: DatasetRecord) -> Datas
         transform["begun"] = datetime.now(UTC).isoformat(timespec="seconds")
         record = catalog.find(connection, plan.source.name)
         if len(record.transforms) > plan.level:
+            if record.transforms[-1]["fingerprint"] != transform["fingerprint"] or len(record.transforms) > plan.level + 1:
+                reason = "was changed in place by another pipeline meanwhile, or a node joined that knows of one; run again"
+                raise NameTaken(record.name, reason)
             return record
         _check_complete(connection, plan.level, record)
         record = record.next(transforms=(*record.transforms, transform))
@@ -204,7 +213,11 @@ def _check_complete(connection: Connection, level: int, record: DatasetRecord) -
         metadata = record.array(path)
         array = ArrayPlan.mapped(path, metadata, metadata, steps_from(steps))
         table = catalog.chunk_table(connection, record.name, path, metadata.grid.size)
-        if plan_chunks(array, array.made_by(level - 1), {path: table}, None).pending:
+        part = plan_chunks(array, array.made_by(level - 1), {path: table}, None)
+        if part.unmade:
+            reason = f"lacks {len(part.unmade)} chunks of {path}; start the nodes that hold them before it is changed on top"
+            raise NameTaken(record.name, reason)
+        if part.pending:
             raise NameTaken(record.name, "is in the middle of another in-place pipeline; run that one again to finish it first")
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import NotFound
 from gpuflow.pipelines.fingerprint import recipes
-from gpuflow.pipelines.plan import ArrayPlan, steps_from
+from gpuflow.pipelines.plan import made_in_place
 from gpuflow.storage.manifest import UNKNOWN
 from gpuflow.storage.record import DatasetRecord
 
@@ -58,10 +58,9 @@ def stages(record: DatasetRecord, array: str, rows: NDArray[Any]) -> list[str]:
     for those after it."""
     found = np.full(len(rows), AS_MADE, dtype=object)
     found[rows["recipe"] == np.void(UNKNOWN)] = UNCLEAR
-    metadata = record.array(array)
     for level, transform in enumerate(record.transforms):
-        if array in transform["steps"] and len(rows):
-            made_by = ArrayPlan.mapped(array, metadata, metadata, steps_from(transform["steps"][array])).made_by(level)
+        made_by = made_in_place(record, array, level + 1) if array in transform["steps"] and len(rows) else None
+        if made_by is not None:
             found[rows["recipe"] == recipes(made_by, rows["inputs"])] = f"in-place pipeline {level + 1}"
     found[rows["generation"] == 0] = MISSING
     return list(found)

@@ -26,7 +26,9 @@ from gpuflow.pipelines.stored import cut
 from gpuflow.pipelines.table import Tables
 from gpuflow.steps.base import ArraySpec, Operation, Request, Step
 from gpuflow.steps.registry import find
+from gpuflow.storage.manifest import UNKNOWN
 from gpuflow.storage.metadata import ArrayMetadata
+from gpuflow.storage.placing import written_recipe
 from gpuflow.storage.record import DatasetRecord
 
 
@@ -297,6 +299,8 @@ class ChunkPlan:
     """For an array that is gathered."""
     among: int | None = None
     """How many chunks were looked at; None for all."""
+    behind: tuple[int, ...] = ()
+    """Of the lost ones, in place: chunks of which an older generation is there."""
 
     @property
     def table(self) -> ChunkTable:
@@ -343,9 +347,12 @@ def plan_chunks(
     sources: Mapping[str, ChunkTable],
     target: ChunkTable | None,
     only: NDArray[np.int64] | None = None,
+    *,
+    below: str | None = None,
 ) -> ChunkPlan:
     """Compare recipes. sources: what is there of the arrays that are read; target: of the output; None in place, where a chunk carries
-    what it was made from. only: chunks of the output to look at; the tables need not have others, or what these are computed from."""
+    what it was made from. only: chunks of the output to look at; the tables need not have others, or what these are computed from. below:
+    in place, what made what the steps are for (see `made_in_place`)."""
     if array.gathered:
         assert target is not None, array.path
         return _plan_gathers(array, made_by, sources, target, only)
@@ -362,13 +369,40 @@ def plan_chunks(
         inputs = cut_shorts(inputs, array.source.grid)
     wanted = recipes(made_by, inputs[made])
     done[made] = there.rows["recipe"][made] == wanted
-    pending = np.flatnonzero(source.present & wanted_here & ~done)
-    lost = np.flatnonzero(~source.present & wanted_here)
+    todo = source.present & wanted_here & ~done
+    behind = np.zeros(0, np.int64) if below is None else _behind(rows, np.flatnonzero(todo), below)
+    todo[behind] = False
+    pending, lost = np.flatnonzero(todo), np.sort(np.append(np.flatnonzero(~source.present & wanted_here), behind))
     newest = there.rows["generation"].tolist()
     lost_by_path = {array.flow.paths[0]: tuple(lost.tolist())}
     among = None if only is None else len(only)
     unmade = tuple(lost.tolist())
-    return ChunkPlan(array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, unmade, among=among)
+    return ChunkPlan(
+        array, made_by, sources, tuple(pending.tolist()), lost_by_path, newest, unmade, None, among, tuple(behind.tolist())
+    )
+
+
+def _behind(rows: NDArray[Any], chunks: NDArray[np.int64], below: str) -> NDArray[np.int64]:
+    """Those of `chunks` that have not had what was done in place before: an older generation, whose newer one is on a node that is away.
+    To go on from there would leave that out. What made a chunk may also not be known, which the task that reads it sees to, and what
+    somebody wrote since is taken as it is."""
+    others = chunks[rows["recipe"][chunks] != recipes(below, rows["inputs"][chunks])]
+    return np.array([c for c in others.tolist() if rows["recipe"][c].tobytes() not in (UNKNOWN, _written(rows[c]))], np.int64)
+
+
+def _written(row: Any) -> bytes:
+    return written_recipe(row["digest"].tobytes())
+
+
+def made_in_place(record: DatasetRecord, path: str, levels: int) -> str | None:
+    """Fingerprint of what made the chunks of an array after the first `levels` in-place pipelines: the last one that is for it; None when
+    none is."""
+    metadata = record.array(path)
+    for level in reversed(range(levels)):
+        steps = record.transforms[level]["steps"].get(path)
+        if steps is not None:
+            return ArrayPlan.mapped(path, metadata, metadata, steps_from(steps)).made_by(level)
+    return None
 
 
 def _plan_gathers(

@@ -58,7 +58,12 @@ def write_chunk(store: NodeStore, dataset: str, array: str, chunk: int, data: by
 def written(dataset: str, array: str, chunk: int, generation: int, data: bytes | memoryview[int]) -> Replica:
     """The replica of a chunk that somebody wrote: no pipeline made it."""
     content = digest(data) if len(data) else EMPTY
-    return Replica(dataset, array, chunk, generation, len(data), content, digest(b"written" + content), EMPTY)
+    return Replica(dataset, array, chunk, generation, len(data), content, written_recipe(content), EMPTY)
+
+
+def written_recipe(content: bytes) -> bytes:
+    """The recipe of bytes with the digest `content` that somebody wrote."""
+    return digest(b"written" + content)
 
 
 def lay_empty(store: NodeStore, record: DatasetRecord, array: str, chunks: Sequence[int]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gpuflow.datasets.catalog import NodesOnDisk, chunk_table, find, merge, publish, records
+from gpuflow.datasets.catalog import NodesOnDisk, chunk_table, find, merge, newest_of, publish, records
 from gpuflow.errors import NotFound, StoreError
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import REPLICA_DTYPE, Replica
@@ -79,6 +79,14 @@ def test_the_newest_record_wins_and_removed_ones_are_hidden() -> None:
         found = records(FakeNodes({"n0": told[first], "n1": told[second]}))
         assert list(found) == ["0", "a"]
         assert found["a"] is new
+
+
+def test_of_two_records_as_new_the_one_that_most_nodes_have_wins() -> None:
+    one, other = (DatasetRecord("d", version=3, state="ready", created=created) for created in ("a", "b"))
+    older = DatasetRecord("d", version=2, state="ready")
+    for reports in ([[one], [other], [other], [older]], [[older], [other], [other], [one]]):
+        assert newest_of(reports) == {"d": other}
+    assert newest_of([[one], [other]]) == newest_of([[other], [one]]), "whoever answers first"
 
 
 def test_a_name_in_use_again_after_its_removal() -> None:

@@ -18,7 +18,9 @@ from gpuflow.pipelines.pipeline import Pipeline
 from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.steps.base import Step
 from gpuflow.storage.manifest import REPLICA_DTYPE
+from gpuflow.storage.manifest import UNKNOWN
 from gpuflow.storage.metadata import ArrayMetadata
+from gpuflow.storage.placing import written_recipe
 from gpuflow.storage.record import DatasetRecord
 
 DIMS = ("time", "y", "x")
@@ -354,6 +356,24 @@ def test_in_place_skips_what_is_applied(rows: dict[int, tuple[str, int]]) -> Non
     assert list(made.lost["t"]) == [chunk for chunk in range(CHUNKS) if chunk not in rows]
     assert list(made.pending) == [chunk for chunk in sorted(rows) if rows[chunk][0] != WANTED]
     assert list(made.newest) == [2 if chunk in rows else 0 for chunk in range(CHUNKS)]
+
+
+@given(st.dictionaries(st.integers(0, CHUNKS - 1), st.sampled_from([WANTED, OTHER, "ingest", "written", "unknown"])))
+def test_in_place_goes_on_only_from_what_came_before(rows: dict[int, str]) -> None:
+    """An older generation is no start: its newer one is on a node that is away."""
+
+    def fields(made_by: str) -> tuple[bytes, bytes, bytes]:
+        written = written_recipe(content(5))
+        named = {"ingest": content(77), "written": written, "unknown": UNKNOWN}
+        return content(5), named.get(made_by) or recipe(made_by, content(4)), content(4)
+
+    tables = {"t": table({chunk: fields(made_by) for chunk, made_by in rows.items()}, generation=2)}
+    made = plan_chunks(ROW, WANTED, tables, None, below=OTHER)
+    assert list(made.behind) == [chunk for chunk in sorted(rows) if rows[chunk] == "ingest"]
+    assert list(made.lost["t"]) == [chunk for chunk in range(CHUNKS) if rows.get(chunk, "ingest") == "ingest"]
+    assert made.unmade == made.lost["t"]
+    assert list(made.pending) == [chunk for chunk in sorted(rows) if rows[chunk] in (OTHER, "written", "unknown")]
+    assert plan_chunks(ROW, WANTED, tables, None).behind == (), "the first pipeline in place starts from whatever is there"
 
 
 def test_a_damaged_chunk_is_made_again() -> None:
