@@ -17,8 +17,7 @@ from gpuflow.pipelines.fingerprint import recipe
 from gpuflow.pipelines.pipeline import Pipeline
 from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, plan_chunks, steps_as_data, steps_from
 from gpuflow.steps.base import Step
-from gpuflow.storage.manifest import REPLICA_DTYPE
-from gpuflow.storage.manifest import UNKNOWN
+from gpuflow.storage.manifest import REPLICA_DTYPE, UNKNOWN
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.placing import written_recipe
 from gpuflow.storage.record import DatasetRecord
