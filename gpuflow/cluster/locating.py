@@ -9,7 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,10 +29,12 @@ from gpuflow.datasets.settled import changed_by
 from gpuflow.datasets.writing import Data, Writing
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ClusterError, NotFound, StoreError
 from gpuflow.storage import placing
+from gpuflow.storage.disk import digest
 from gpuflow.storage.locator import Found, Locator, Placer, Whereabouts, find_record
 from gpuflow.storage.manifest import Replica
-from gpuflow.storage.node import NodeStore
+from gpuflow.storage.node import EMPTY, NodeStore
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.snapshots import Kept
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +97,21 @@ class _OnCluster(Writing):
         address = min(address for address, at in held if at == node)
         question = {"dataset": dataset, "array": array, "chunk": chunk, "copy": astuple(copy)[3:] if copy else None}
         return Replica(dataset, array, chunk, *self._peers.put(address, np.frombuffer(data, np.uint8), question))
+
+    def kept_on(self, node: str, what: Kept, array: str, chunk: int) -> tuple[Replica, bytes]:
+        """See `Keepers`."""
+        workers = self._ask("gf_info")["workers"]
+        for address in sorted(address for address, worker in workers.items() if worker["node"] == node):
+            try:
+                values, data = self._peers.kept(address, {**asdict(what), "array": array, "chunk": chunk})
+            except (OSError, TimeoutError) as error:
+                logger.info("worker %s did not give chunk %d of a snapshot: %s", address, chunk, error)
+                continue
+            replica = Replica(what.dataset, array, chunk, *values)
+            if replica.digest != EMPTY and digest(data) != replica.digest:
+                raise ChunkCorrupt(f"{what.dataset}/{array} number {chunk} of snapshot {what.tag!r}", node, "it arrived damaged")
+            return replica, data
+        raise ChunkLost(f"{what.dataset}/{array} number {chunk} of snapshot {what.tag!r}", [node])
 
     def _wrote(self, node: str, replica: Replica) -> None:
         """Tell the scheduler what was committed on a node of this machine."""
@@ -257,7 +274,9 @@ class WorkerLocator(_OnCluster):
         """See `Locator`. The store is the worker's."""
 
 
-_PASSED_ON = frozenset(name for name in {*vars(Locator), *vars(Placer), "reads"} if not name.startswith("_"))
+_PASSED_ON = frozenset(
+    name for name in {*vars(Locator), *vars(Placer), "reads", "stores", "kept_on", "each_node"} if not name.startswith("_")
+)
 
 
 class Elsewhere:

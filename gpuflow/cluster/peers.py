@@ -104,6 +104,16 @@ class Peers:
         answer: Sequence[Any] = self.run(call()).result()
         return answer
 
+    def kept(self, address: str, question: dict[str, Any]) -> tuple[Sequence[Any], bytes]:
+        """A chunk of a snapshot from a worker (see `Serving.get_kept`): of its replica what follows its number, and its bytes."""
+
+        async def call() -> Any:
+            async with asyncio.timeout(_BUSY_PATIENCE_SECONDS):
+                return await self._worker.rpc(address).gf_get_kept(**question)
+
+        answer = self.run(call()).result()
+        return answer["replica"], bytes(np.frombuffer(answer["data"], np.uint8))
+
 
 @dataclass(slots=True)
 class _Arrived:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from gpuflow.storage.buffers import Buffer, Slot, Slots
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.snapshots import Kept, read_kept
 
 PART_NBYTES = 8 * 2**20
 """Of a part, unless one chunk has more: Dask's comms are as fast with it as with 64 MiB (2.5 GB/s on loopback)."""
@@ -167,6 +168,12 @@ class Serving:
             return Status.dont_reply
         finally:
             self._free.release()
+
+    async def get_kept(self, dataset: str, tag: str, identity: str, array: str, chunk: int) -> dict[str, Any]:
+        """A chunk of a snapshot: see `read_kept`."""
+        async with self._free:
+            replica, data = await asyncio.to_thread(read_kept, self._store, Kept(dataset, tag, identity), array, chunk)
+        return {"replica": astuple(replica)[3:], "data": to_serialize(np.frombuffer(data, np.uint8))}
 
     def _read_boxes(self, dataset: str, array: str, chunks: Sequence[int], boxes: Sequence[Any]) -> Part:
         parsed = [[tuple(slice(*bounds) for bounds in box) for box in of_chunk] for of_chunk in boxes]

@@ -23,6 +23,7 @@ from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.roots import existing_roots
+from gpuflow.storage.snapshots import Kept
 
 T = TypeVar("T")
 
@@ -140,6 +141,10 @@ class NodesHere(Writing):
                 continue
         name = self.record(dataset).chunk_name(array, chunk)
         raise damage or ChunkLost(name, sorted(self.stores))
+
+    def kept_on(self, node: str, what: Kept, array: str, chunk: int) -> tuple[Replica, bytes]:
+        """See `Keepers`: there are no others."""
+        raise ChunkLost(f"{what.dataset}/{array} number {chunk} of snapshot {what.tag!r}", [node])
 
     def close(self) -> None:
         """See `Locator`."""

@@ -13,5 +13,9 @@ def changed_by(nodes: Nodes, record: DatasetRecord) -> str:
     if not runs:
         return ""
     kept = [tag for tag, entry in record.snapshots.items() if len(entry["transforms"]) == len(record.transforms) - 1]
-    hint = f"; `gpuflow rollback {record.name} {kept[0]}` would bring back what it was" if kept else ""
-    return f"is being changed in place by run {min(runs)}; open it when that has ended{hint}"
+    if not kept:
+        return f"is being changed in place by run {min(runs)}; open it when that has ended"
+    return (
+        f"is being changed in place by run {min(runs)}; gpuflow.open({record.name!r}, snapshot={kept[0]!r}) is what it was, and "
+        f"`gpuflow rollback {record.name} {kept[0]}` would bring that back"
+    )

@@ -14,6 +14,7 @@ from gpuflow.cluster.connection import Connection, connect
 from gpuflow.cluster.locating import ClientLocator, reads_of
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
+from gpuflow.datasets.kept import KeptLocator
 from gpuflow.datasets.summary import summarize
 from gpuflow.display.dataset_card import dataset_card
 from gpuflow.display.preview import Preview, Side
@@ -43,17 +44,28 @@ def open_dataset(
     connection: Connection | None = None,
     root: str | os.PathLike[str] | None = None,
     mode: str = "r",
+    snapshot: str | None = None,
 ) -> Dataset:
     """Dataset `name`, of a cluster or, without one, of the nodes below `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`).
 
     connection: or `GPUFLOW_SCHEDULER` names it. mode: r reads the dataset as it is now, whatever changes it later; r+ and a may write to
-    it, a also makes a new one. NotFound offers the nearest names; NameTaken while a pipeline changes it in place, or one that died has
+    it, a also makes a new one. snapshot: tag of one, to read the dataset as it was then, also while a pipeline changes it.
+    NotFound offers the nearest names; NameTaken while a pipeline changes it in place, or one that died has
     left it half changed."""
     if mode not in ("r", "r+", "a"):
         raise ConfigError([Problem(f"mode {mode!r}", hint="use r, r+ or a")])
+    if snapshot is not None and mode != "r":
+        raise ConfigError(
+            [Problem("a snapshot can only be read", "mode", hint="leave mode out, or roll the dataset back to it first")]
+        )
     locator = locator_for(connection, root)
     try:
-        store = ClusterStore(locator, name.removeprefix(SCHEME), read_only=mode == "r")
+        name = name.removeprefix(SCHEME)
+        if snapshot is not None:
+            kept = KeptLocator.of(locator, name, snapshot)
+            kept.record(name)
+            return Dataset(ClusterStore(kept, name, read_only=True), snapshot)
+        store = ClusterStore(locator, name, read_only=mode == "r")
         if mode != "a" or store.name in locator.records():
             _check_settled(locator, store.view.record)
         return Dataset(store)
@@ -93,10 +105,10 @@ def _check_settled(locator: Locators, record: DatasetRecord) -> None:
 class Dataset:
     """A dataset that was opened. `dataset["t2m"]` is a zarr array; `close` it, or use it in a `with` block.
 
-    store: what zarr, and all else here, reads and writes through."""
+    store: what zarr, and all else here, reads and writes through. snapshot: the tag of the one that it is."""
 
-    def __init__(self, store: ClusterStore) -> None:
-        self.store = store
+    def __init__(self, store: ClusterStore, snapshot: str | None = None) -> None:
+        self.store, self.snapshot = store, snapshot
 
     @property
     def name(self) -> str:
@@ -201,11 +213,13 @@ class Dataset:
 
     def history(self) -> dict[str, Any]:
         """What it was made from, what was done to it, its snapshots: as `gpuflow log --json` has it."""
-        tables = {
-            path: catalog.chunk_table(self._locator, self.name, path, metadata.grid.size)
-            for path, metadata in self.record.metadata.items()
-        }
+        tables = {path: self._table(path, metadata.grid.size) for path, metadata in self.record.metadata.items()}
         return dataset_history(self.record, tables)
+
+    def _table(self, path: str, count: int) -> catalog.ChunkTable:
+        if isinstance(self.store.locator, KeptLocator):
+            return self.store.locator.table(path, count)
+        return catalog.chunk_table(self._locator, self.name, path, count)
 
     def stats(self, array: str | None = None) -> dict[str, Any]:
         """Count, mean, standard deviation and extrema of an array (by default the largest), NaN left out; computed where its chunks lie."""
@@ -256,12 +270,14 @@ class Dataset:
         block = self.chunk(number, path)
         return Preview([Side(f"{self.name}/{path}, chunk {number}", block, metadata.dims, metadata.attributes.get("units", ""))])
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
+        if self.snapshot is not None:
+            return None  # the card is of what the nodes have now
         here = getattr(self._locator, "stores", {})
         return dataset_card(self.record, summarize(self._locator, self.record), here)
 
     def __repr__(self) -> str:
-        lines = [f"gpuflow dataset {self.name!r}"]
+        lines = [f"gpuflow dataset {self.name!r}" + (f", snapshot {self.snapshot!r}" if self.snapshot else "")]
         for path in self.arrays:
             metadata = self.record.array(path)
             lines.append(f"  {path}  {metadata.document['data_type']} {metadata.shape}, chunks {metadata.grid.chunks}")

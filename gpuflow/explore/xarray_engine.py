@@ -40,13 +40,14 @@ class GpuflowBackend(ZarrBackendEntrypoint):
         group: str | None = None,
         connection: Any = None,
         root: str | os.PathLike[str] | None = None,
+        snapshot: str | None = None,
     ) -> xr.Dataset:
-        """`gpuflow://NAME`, NAME, or a store. connection, root: as of `gpuflow.open`; the others: as of xarray's zarr engine, spelled out
-        since xarray takes no other engine."""
+        """`gpuflow://NAME`, NAME, or a store. connection, root and snapshot: as of `gpuflow.open`; the others: as of xarray's zarr engine,
+        spelled out since xarray takes no other engine."""
         store: Any = filename_or_obj
         if not isinstance(store, ClusterStore):
             name = str(filename_or_obj).rsplit("/", 1)[-1]  # xarray has made a path of it, if it looked like one
-            store = open_dataset(name, connection=connection, root=root).store
+            store = open_dataset(name, connection=connection, root=root, snapshot=snapshot).store
         found = super().open_dataset(
             store,
             mask_and_scale=mask_and_scale,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gpuflow.errors import ChunkCorrupt, NameTaken, StoreError
+from gpuflow.errors import ChunkCorrupt, ChunkLost, NameTaken, StoreError
 from gpuflow.storage.disk import digest, make_directories, read_file, store_errors, sync_directories, sync_file_system
 from gpuflow.storage.manifest import UNKNOWN, Manifest, Replica, as_replicas
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
@@ -243,6 +243,40 @@ def kept(store: NodeStore, identity: str, array: str) -> NDArray[Any]:
         reason = "the manifest's row of a chunk is not as it was sealed; take a new snapshot and delete this one"
         raise ChunkCorrupt(f"a snapshot's {array}", store.node_id, reason)
     return as_replicas(table)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A snapshot: of which dataset, and as what a node keeps it."""
+
+    dataset: str
+    tag: str
+    identity: str
+
+
+def read_kept(store: NodeStore, what: Kept, array: str, chunk: int) -> tuple[Replica, bytes]:
+    """A chunk as this node keeps it, verified; no bytes for one that was all fill value. ChunkLost when it is not kept here, ChunkCorrupt
+    when its row or its file is not what it was."""
+    columns = "chunk, generation, nbytes, 0, 0, digest, recipe, inputs, seal"
+    statement = f"SELECT 0, {columns} FROM kept WHERE snapshot = ? AND array = ? AND chunk = ?"
+    rows = store.manifest.query(statement, what.identity, array, int(chunk))
+    record = store.record(what.dataset)
+    name = f"{record.chunk_name(array, chunk)} of snapshot {what.tag!r}"
+    if not rows:
+        raise ChunkLost(name, [store.node_id])
+    table = as_table(rows)
+    if not len(table) or not are_sound(table, seal_of_names(what.identity, array)).all():
+        raise ChunkCorrupt(name, store.node_id, "the manifest's row of it is not as it was sealed")
+    replica = Replica(what.dataset, array, *as_replicas(table)[0].item())
+    if replica.digest == EMPTY:
+        return replica, b""
+    try:
+        data = read_file(folder_of(store, what.dataset, what.tag) / array / record.array(array).key(chunk))
+    except OSError:
+        raise ChunkCorrupt(name, store.node_id, "its file is missing") from None
+    if digest(data) != replica.digest:
+        raise ChunkCorrupt(name, store.node_id, "its digest is not the one that was kept")
+    return replica, data
 
 
 def damaged(store: NodeStore, record: DatasetRecord, tag: str, shares: Shares) -> dict[str, list[int]]:

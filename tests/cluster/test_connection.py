@@ -1,16 +1,20 @@
-"""Workers that go away while they are asked something."""
+"""Workers that go away while they are asked something; a cluster of another version."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from distributed.comm import CommClosedError
 
+from gpuflow import __version__
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.errors import ClusterError, NotFound
 from gpuflow.storage.node import NodeStore
+from tests.cli.commands import command
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,22 @@ def test_a_node_without_any_is_named(cluster: Connection, gone: Callable[..., No
 def test_errors_of_the_function_are_raised(cluster: Connection) -> None:
     with pytest.raises(NotFound, match="no dataset"):
         cluster.each_node(fail)
+
+
+def _pretend(version: str, dask_scheduler: Any) -> None:
+    from gpuflow.cluster import scheduler_plugin
+
+    scheduler_plugin.__version__ = version  # type: ignore[attr-defined]
+
+
+def test_a_scheduler_of_another_version_is_refused_in_words(cluster: Connection, tmp_path: Path) -> None:
+    address = str(cluster.client.scheduler_info(n_workers=0)["address"])
+    reason = f"this is gpuflow {__version__}, the cluster has {__version__}, 99.0; install one version"
+    cluster.client.run_on_scheduler(_pretend, "99.0")
+    try:
+        with pytest.raises(ClusterError, match=re.escape(reason)):
+            connect(address)
+        assert command("shell", "--scheduler", address, "d/x/0", "-c", "x", root=tmp_path, status=1).strip() == f"error: {reason}"
+    finally:
+        cluster.client.run_on_scheduler(_pretend, __version__)
+    connect(address).close()
