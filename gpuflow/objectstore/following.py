@@ -74,7 +74,9 @@ class Follower:
         appended, receipts, refused, waiting = list[str](), list[Receipt](), dict[str, str](), list[str]()
         fresh = [one for one in arrivals(self.directory) if self._handled.get(one.path) != one.stamp]
         record = catalog.records(self._connection).get(self._name)
-        if record is not None:
+        if record is not None and record.state == "writing":
+            record = None  # it was being made of one of the files: that is gone on with
+        elif record is not None:
             check_appendable(record)
         known = _known(record)
         sources = list[tuple[Arrival, Source]]()
@@ -155,7 +157,9 @@ class Follower:
             while not stopped.is_set():
                 changed.clear()
                 yield self.look()
-                changed.wait(_LOOK_SECONDS)
+                until = time.monotonic() + _LOOK_SECONDS
+                while not stopped.is_set() and not changed.wait(_BUSY_SECONDS) and time.monotonic() < until:
+                    pass
 
 
 def _known(record: DatasetRecord | None) -> dict[str, Mapping[str, Any]]:
