@@ -79,16 +79,19 @@ class Follower:
         elif record is not None:
             check_appendable(record)
         known = _known(record)
-        sources = list[tuple[Arrival, Source]]()
+        group = list[tuple[Arrival, Source]]()
         for one in fresh:
             if one.waiting:
                 waiting.append(str(one.path))
                 continue
             source = self._opened(one, known, refused)
             if source is not None:
-                sources.append((one, source))
-        for start in range(0, len(sources), _TOGETHER):
-            self._append(sources[start : start + _TOGETHER], appended, receipts, refused)
+                group.append((one, source))
+            if len(group) == _TOGETHER:  # no more are opened at once
+                self._append(group, appended, receipts, refused)
+                group = []
+        if group:
+            self._append(group, appended, receipts, refused)
         return Round(tuple(appended), tuple(receipts), refused, tuple(waiting))
 
     def _opened(self, one: Arrival, known: Mapping[str, Mapping[str, Any]], refused: dict[str, str]) -> Source | None:
