@@ -11,11 +11,13 @@ from typing import Any
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.display.progress import shown
 from gpuflow.display.run_card import ReceiptCard
+from gpuflow.errors import ConfigError, Problem
 from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import raise_for
 from gpuflow.execution.submit import Progress
 from gpuflow.execution.summary import run_statistics
+from gpuflow.objectstore.append import append_sources
 from gpuflow.objectstore.healing import run_and_heal
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
@@ -43,14 +45,21 @@ def ingest(
     *,
     connection: Connection | None = None,
     link: bool = False,
+    append: bool = False,
+    axis: str | int | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Receipt:
     """Make dataset `name` of a Zarr (path or URL), a `.npy` file or a directory of images. Options: see `objectstore.open_source`.
 
+    append: put it behind what the dataset holds, along `axis`: a name, or a number; by default the first axis of the largest arrays.
     RunFailed when chunks could not be read; calling it again continues."""
     opened = open_source(source, **options)
+    if append and link:
+        raise ConfigError([Problem("what is appended cannot be linked: its slices become parts of other chunks", "link")])
     with _connected(connection) as cluster, shown(progress) as bar:
+        if append:
+            return ReceiptCard.of(raise_for(append_sources(cluster, [opened], name, axis=axis, progress=bar)))
         return ReceiptCard.of(raise_for(ingest_source(cluster, opened, name, link=link, progress=bar)))
 
 

@@ -62,14 +62,24 @@ def append_sources(
     connection.ask("gf_sync")
     same = fingerprint([source.identity() for source in sources])
     run_id = uuid.uuid4().hex[:12]
-    first = None
-    if name not in catalog.records(connection):
-        first = ingest_source(connection, sources[0], name, replicas=replicas, progress=progress)
-        if len(sources) == 1 or first.status != "done":
+    first, begins = None, _beginning(catalog.records(connection).get(name), sources)
+    if begins is not None:
+        first = ingest_source(connection, begins, name, replicas=replicas, progress=progress)
+        sources = [source for source in sources if source is not begins]
+        if not sources or first.status != "done":
             return first
     with _adding(connection, name, same, run_id):
         receipt = _append(connection, sources, name, axis, run_id, progress, first)
     return replace(receipt, fingerprint=same)
+
+
+def _beginning(record: DatasetRecord | None, sources: Sequence[Source]) -> Source | None:
+    """The source that makes the dataset: where there is none, or the making of it was not finished."""
+    if record is None:
+        return sources[0]
+    if record.state == "writing" and record.origin.get("kind") == "ingest":
+        return next((source for source in sources if source.identity() == record.origin["identity"]), None)
+    return None
 
 
 @contextmanager

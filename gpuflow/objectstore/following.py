@@ -74,19 +74,24 @@ class Follower:
         appended, receipts, refused, waiting = list[str](), list[Receipt](), dict[str, str](), list[str]()
         fresh = [one for one in arrivals(self.directory) if self._handled.get(one.path) != one.stamp]
         record = catalog.records(self._connection).get(self._name)
-        if record is not None:
+        if record is not None and record.state == "writing":
+            record = None  # it was being made of one of the files: that is gone on with
+        elif record is not None:
             check_appendable(record)
         known = _known(record)
-        sources = list[tuple[Arrival, Source]]()
+        group = list[tuple[Arrival, Source]]()
         for one in fresh:
             if one.waiting:
                 waiting.append(str(one.path))
                 continue
             source = self._opened(one, known, refused)
             if source is not None:
-                sources.append((one, source))
-        for start in range(0, len(sources), _TOGETHER):
-            self._append(sources[start : start + _TOGETHER], appended, receipts, refused)
+                group.append((one, source))
+            if len(group) == _TOGETHER:  # no more are opened at once
+                self._append(group, appended, receipts, refused)
+                group = []
+        if group:
+            self._append(group, appended, receipts, refused)
         return Round(tuple(appended), tuple(receipts), refused, tuple(waiting))
 
     def _opened(self, one: Arrival, known: Mapping[str, Mapping[str, Any]], refused: dict[str, str]) -> Source | None:
@@ -155,7 +160,9 @@ class Follower:
             while not stopped.is_set():
                 changed.clear()
                 yield self.look()
-                changed.wait(_LOOK_SECONDS)
+                until = time.monotonic() + _LOOK_SECONDS
+                while not stopped.is_set() and not changed.wait(_BUSY_SECONDS) and time.monotonic() < until:
+                    pass
 
 
 def _known(record: DatasetRecord | None) -> dict[str, Mapping[str, Any]]:

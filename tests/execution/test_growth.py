@@ -13,6 +13,9 @@ import pytest
 import gpuflow
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
+from gpuflow.datasets.snapshots import take_snapshot
+from gpuflow.errors import NameTaken
+from gpuflow.execution import run as run_module
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import run_pipeline
 from gpuflow.execution.summary import run_statistics
@@ -22,7 +25,7 @@ from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines.load import any_from_dict as from_any
 from gpuflow.pipelines.load import from_dict
 from tests.helpers import read_back
-from tests.objectstore.test_append import write
+from tests.objectstore.test_append import Killed, table, write
 from tests.objectstore.test_repair import file_of, flip, roots_of
 
 _names = (f"source-{number}" for number in itertools.count())
@@ -160,3 +163,54 @@ def test_another_habit_is_the_same_pipeline(three_nodes: Connection, drifting: A
     gpuflow.run(begun, connection=three_nodes)
     other = gpuflow.Pipeline(source).normalize(refit="always").to(f"{source}-out")
     assert counts(gpuflow.run(other, connection=three_nodes))["done"] == 0
+
+
+def test_what_was_padding_becomes_data(three_nodes: Connection, tmp_path: Path) -> None:
+    """The bytes of a chunk are the same when it grows by what it was padded with, and yet there is more to compute, and to count."""
+    source, digests = next(_names), list[bytes]()
+    for start, count in ((0, 6), (6, 5)):
+        np.save(tmp_path / f"{start}.npy", np.zeros((count, 9), "f4") if start else np.ones((count, 9), "f4"))
+        append_sources(three_nodes, [open_source(tmp_path / f"{start}.npy", chunk_samples=4 if not start else None)], source)
+        mapped = run(three_nodes, source, f"{source}-out", {"map": "x + 5"})
+        smooth = run(three_nodes, source, f"{source}-smooth", {"gaussian": {"sigma": {0: 1}}}, {"map": "x + 5"})
+        asked = run_statistics(three_nodes, from_any({"source": source, "statistics": {}}))
+        assert asked.results is not None
+        assert asked.results["data"]["count"] == (start + count) * 9
+        digests.append(table(three_nodes, source, "data").rows["digest"][1].tobytes())
+    assert digests[0] == digests[1]  # the rewritten chunk is what it was
+    assert (mapped["done"], smooth["done"]) == (2, 3)
+    assert read_back(roots_of(three_nodes), f"{source}-out", "data")[6:].tolist() == [[5.0] * 9] * 5
+    whole = run(three_nodes, source, f"{source}-whole", {"gaussian": {"sigma": {0: 1}}}, {"map": "x + 5"})
+    assert whole["done"] == 3
+    same(three_nodes, f"{source}-smooth", f"{source}-whole", "data")
+
+
+def test_who_dies_leaves_the_output_old_or_new(three_nodes: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = next(_names)
+    output, steps = {"dataset": f"{source}-out"}, [{"map": "x + 1"}]
+    rows(three_nodes, tmp_path, source, 0, 10)
+    run(three_nodes, source, output, *steps)
+    before = read_back(roots_of(three_nodes), f"{source}-out", "t2m")
+    rows(three_nodes, tmp_path, source, 10, 18)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "_end", lambda *args: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            run(three_nodes, source, output, *steps)
+    np.testing.assert_array_equal(read_back(roots_of(three_nodes), f"{source}-out", "t2m"), before)
+    assert scrub_dataset(three_nodes, f"{source}-out").sound
+    with pytest.raises(NameTaken, match="is growing, and that was not finished"):
+        take_snapshot(three_nodes, f"{source}-out", "tag")
+    rows(three_nodes, tmp_path, source, 18, 22)  # it grows again, before what it is for was finished
+    assert run(three_nodes, source, output, *steps)["done"] == 2 + 2  # of each array, the partial chunk and one more
+    run(three_nodes, source, f"{source}-whole", *steps)
+    same(three_nodes, f"{source}-out", f"{source}-whole", "t2m", "time")
+
+
+def test_an_output_with_snapshots_does_not_grow(three_nodes: Connection, tmp_path: Path) -> None:
+    source = next(_names)
+    rows(three_nodes, tmp_path, source, 0, 10)
+    run(three_nodes, source, f"{source}-out", {"map": "x + 1"})
+    take_snapshot(three_nodes, f"{source}-out", "tag")
+    rows(three_nodes, tmp_path, source, 10, 18)
+    with pytest.raises(NameTaken, match="has snapshots, which are of its arrays as they are"):
+        run(three_nodes, source, f"{source}-out", {"map": "x + 1"})

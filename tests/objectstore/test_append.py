@@ -126,9 +126,11 @@ def test_what_other_arrays_hold_is_said(three_nodes: Connection, tmp_path: Path)
     name = next(_names)
     ingest_source(three_nodes, open_source(write(tmp_path / "1.zarr", 0, 10)), name)
     two = zarr.open_group(write(tmp_path / "2.zarr", 10, 15))
+    with pytest.raises(ConfigError, match="what is appended cannot be linked"):
+        gpuflow.ingest(tmp_path / "2.zarr", name, append=True, link=True, connection=three_nodes)
     two["y"][0] = 7.0  # type: ignore[index]
     two.create_array("mask", shape=(6,), chunks=(6,), dtype="bool", dimension_names=["y"])
-    notes = grow(three_nodes, tmp_path / "2.zarr", name).notes
+    notes = gpuflow.ingest(tmp_path / "2.zarr", name, append=True, axis="time", connection=three_nodes).notes
     assert [note.replace(str(tmp_path), "") for note in notes] == [
         "mask of /2.zarr is left out: the dataset has no such array",
         "y stays as it is: that of /2.zarr is another one",

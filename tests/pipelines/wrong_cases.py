@@ -245,6 +245,11 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     "map broken": (step('map: "sqrt(x"'), ["p.yaml:3:10: steps[0].map.expression: not a valid expression: '(' was never closed (column 5)"]),
     "map number": (step("map: 3"), ["steps[0].map.expression: must be an expression of x such as x * 2, not the number 3"]),
     "map import": (step("map: __import__('os')"), ["steps[0].map.expression: unknown function `__import__`"]),
+    "refit": (step("standardize: {refit: sometimes}"), [
+        "p.yaml:3:26: steps[0].standardize.refit: must be never, always, or drift > a number, not the text 'sometimes'; as in `refit: drift > 0.05`",
+    ]),
+    "refit misspelt": (step("normalize: {refit: alway}"), ["p.yaml:3:24: steps[0].normalize.refit: must be never, always, or drift > a number, not the text 'alway'; did you mean `always`?"]),
+    "refit of what is given": (step("standardize: {mean: 1, std: 2, refit: always}"), ["steps[0].standardize: `refit` says nothing where `mean` and `std` are given; leave it out"]),
     "standardize per": (step("standardize: 1.5"), ["p.yaml:3:18: steps[0].standardize.per: must be a dimension name, an axis number, or a list of those"]),
     "standardize mean": (step("standardize: {mean: 3}"), ["p.yaml:3:18: steps[0].standardize: `mean` is given without `std`; give both"]),
     "standardize std": (step("standardize: {mean: 3, std: [1, 0]}"), ["p.yaml:3:33: steps[0].standardize.std: must be greater than 0 everywhere"]),

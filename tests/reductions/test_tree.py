@@ -85,3 +85,24 @@ def test_a_chunk_counted_twice_is_an_error() -> None:
 def test_a_node_outside_the_tree_is_an_error(node: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match="outside"):
         collapse({node: "x"}, 4, join)
+
+
+@settings(deadline=None)
+@given(partitions(), st.integers(0, 40), st.integers(0, 40))
+def test_what_is_kept_of_the_first_chunks_serves_a_longer_array(case: tuple[int, list[list[int]]], whole: int, more: int) -> None:
+    """In any grouping: nodes over the first `whole` chunks, merged with the rest in a tree over however many, make what one pass does."""
+    size, groups = case
+    whole = min(whole, size)
+    parts: dict[tuple[int, int], str] = {}
+    for group in groups:
+        parts |= collapse({(0, chunk): str(chunk) for chunk in group}, size, join, whole)
+    parts = collapse(parts, size, join, whole)
+    leaves = {(0, chunk): str(chunk) for chunk in range(size)}
+    assert root(parts, size, join) == root(leaves, size, join)
+    kept = {node: value for node, value in parts.items() if (node[1] + 1) << node[0] <= whole}
+    covered = {chunk for level, position in kept for chunk in range(position << level, (position + 1) << level)}
+    assert covered == set(range(whole))
+    assert len(kept) == bin(whole).count("1")
+    longer = size + more
+    rest = {(0, chunk): str(chunk) for chunk in range(longer) if chunk not in covered}
+    assert root(kept | rest, longer, join) == root({(0, chunk): str(chunk) for chunk in range(longer)}, longer, join)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +158,41 @@ def recover(root: Path, start: float) -> int:
     count = store.recover()
     store.close()
     return count
+
+
+# -- an array that grows ------------------------------------------------------------------------------------------------------
+
+
+def growing_record(version: int, rows: int, becoming: int = 0) -> DatasetRecord:
+    """`rows` int32 in chunks of four, which are to become `becoming`."""
+    first = new_record(version=version)
+    grown = {length: {**first.arrays[ARRAY], "shape": [length]} for length in (rows, becoming)}
+    growth = {"arrays": {ARRAY: grown[becoming]}} if becoming else {}
+    return replace(first, arrays={ARRAY: grown[rows]}, growth=growth)
+
+
+def grow(store: NodeStore, to: int = 18) -> None:
+    """From ten rows, as an append does it: what is to become; the chunks, of which the one at the old end is rewritten; the new shape."""
+    store.put_record(growing_record(2, 10, to))
+    rows, staged = np.arange(to, dtype="<i4"), []
+    for chunk in range(2, -(-to // 4)):
+        here = store.manifest.replica("d", ARRAY, chunk)
+        data = np.pad(rows[4 * chunk : 4 * chunk + 4], (0, max(0, 4 * chunk + 4 - to))).tobytes()
+        replica = new_replica(chunk, here.generation + 1 if here else 1, data)
+        if here is None or here.recipe != replica.recipe:
+            staged.append(store.stage(replica, data, replaces=here.generation if here else 0))
+    store.commit(staged)
+    store.put_record(growing_record(3, to))
+
+
+def killed_growing(root: Path, call: int) -> int:
+    """`grow` in a child that kills itself at the `call`-th call that changes the disk; the child's wait status."""
+    child = os.fork()
+    if child == 0:
+        with patched(Faults(call, kill=True)) as faults:
+            store = NodeStore(root)
+            _ = store.writer
+            faults.armed = True
+            grow(store)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
