@@ -262,6 +262,8 @@ class Watcher:
         if receipt is None:
             self._gathering.whole = True
             return self._run_whole()
+        if any(failure.damaged for failure in receipt.outcome.tally.failures):
+            self._gathering.must_run_whole()  # which makes good what it can
         failed = self._count(receipt, looked)
         if not failed:
             self._gathering.succeeded(batch)

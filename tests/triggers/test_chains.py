@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gpuflow.errors import ConfigError
@@ -9,6 +11,7 @@ from gpuflow.pipelines.load import any_from_text, from_dict
 from gpuflow.pipelines.spec import OnSpec, PipelineSpec
 from gpuflow.triggers.chains import in_order
 from gpuflow.triggers.gathering import LEAST_WAIT_SECONDS, Gathering, parts, wait_after
+from tests.cli.commands import command
 
 
 def _spec(source: str, target: str | None) -> tuple[str, PipelineSpec]:
@@ -93,3 +96,14 @@ def test_the_short_form_and_the_way_back() -> None:
     assert spec.to_dict()["on"] == "raw"
     longer = from_dict({**spec.to_dict(), "on": {"dataset": "raw", "batch_seconds": 0.5, "tries": 2}})
     assert from_dict(longer.to_dict()) == longer
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    text = "source: {}\nsteps: [map: x + 1]\noutput: {}\n"
+    (tmp_path / "a.yaml").write_text(text.format("one", "two"))
+    (tmp_path / "b.yaml").write_text(text.format("two", "one"))
+    assert "there is nothing to watch" in command("watch", root=tmp_path, status=2)
+    assert "in a circle: two -> one -> two" in command("watch", tmp_path / "a.yaml", tmp_path / "b.yaml", root=tmp_path, status=2)
+    assert "there is no such file" in command("watch", tmp_path / "c.yaml", root=tmp_path, status=2)
+    assert "watched by" in command("watch", "--status", root=tmp_path)
+    assert command("watch", "--status", "--json", root=tmp_path) == "[]\n"
