@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ import gpuflow
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.errors import ConfigError, NameTaken
+from gpuflow.execution.tally import Failure, Tally
 from gpuflow.storage import leases, notebook
 from gpuflow.storage.node import NodeStore
 from gpuflow.triggers.state import Claim, WatchState, load_state, save_state, watcher_of
+from gpuflow.triggers.watcher import Watcher
 from gpuflow.triggers.watching import Watching, load_all, statuses
 from tests.execution.test_run import roots_of
 from tests.helpers import read_back
@@ -255,3 +258,19 @@ def test_the_config(three_nodes: Connection) -> None:
     state = load_state(three_nodes, "raw-train")
     assert state is not None
     assert state.counts["chunks"] == COUNT + 1
+
+
+def test_only_what_a_step_raised_is_given_up(three_nodes: Connection, tmp_path: Path) -> None:
+    """A node that is away for long is waited for."""
+    spec = load_all([_pipeline(tmp_path, "away", "away-out", tries=2)])[0][1]
+    watcher = Watcher(three_nodes, spec, None, lambda text: None, threading.Semaphore(), lambda: True)
+    raised, lost = Failure("a/x/c/0", 0, "n", "ValueError", "Traceback"), Failure("a/x/c/1", 1, "", "no live replica")
+    outcome = SimpleNamespace(tally=Tally(failures=[raised, lost]), interrupted=False)
+    receipt = SimpleNamespace(run_id="r", outcome=outcome, planned_skips=0, wall_seconds=0.1)
+    assert [watcher._count(receipt, None) for _ in range(5)] == [True] * 5  # type: ignore[arg-type]
+    assert set(watcher.state.given_up) == {"a/x/c/0"}
+    outcome.tally = Tally(done=1)
+    assert not watcher._count(receipt, {"a/x/c/1"})  # type: ignore[arg-type]
+    assert set(watcher.state.given_up) == {"a/x/c/0"}, "that one was not looked at"
+    assert not watcher._count(receipt, {"a/x/c/0"})  # type: ignore[arg-type]
+    assert not watcher.state.given_up
