@@ -50,13 +50,15 @@ def webhook(
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
+    secret = os.environ.get(_SECRET) or None
+    Webhook(url, secret, Notifications(dict), seconds)  # what is wrong with it is said before a cluster is looked for
     letters = DeadLetters(dead_letters.absolute())
 
     def say(text: str) -> None:
         typer.echo(text, err=True)
 
     def work(connection: Connection) -> None:
-        hook = Webhook(url, os.environ.get(_SECRET) or None, Notifications(lambda: catalog.records(connection)), seconds)
+        hook = Webhook(url, secret, Notifications(lambda: catalog.records(connection)), seconds)
         delivery = Delivery(connection, f"webhook@{known}", dataset, hook.post, letters.add, tries=tries, say=say)
         delivery.follow(stop, since)
 
