@@ -22,6 +22,7 @@ from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slot
 from gpuflow.storage.doctor import examine
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.tail import Tail
 from tests.storage.scenarios import BEFORE
 from tests.storage.stores import ARRAY, content, new_store
 
@@ -175,6 +176,8 @@ def _kept(root: Path) -> object:
         entered = manifest.query("SELECT id, dataset, tag, version FROM snapshot ORDER BY id")
         by_name = manifest.query("SELECT id FROM snapshot WHERE dataset = 'd' AND tag = 's'")
         data = [store.read("d", ARRAY, chunk)[1] for chunk in BEFORE]
+        with closing(Tail(root)) as tail:
+            data.append(repr(tail.page(0).to_wire()).encode())
         return records, one, tables, newest, listed, listed_later, few, entered, by_name, data
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gpuflow.cli.common import Nodes_, Root, Scheduler, cluster
+from gpuflow.cli.common import Nodes_, Root, Scheduler
 
 _SECRET = "GPUFLOW_WEBHOOK_SECRET"
 
@@ -38,8 +38,11 @@ def webhook(
     GPUFLOW_WEBHOOK_SECRET in the environment signs the posts. Started again, it goes on where it was."""
     import hashlib
 
+    from gpuflow.cluster.connection import Connection, connect
     from gpuflow.datasets import catalog
+    from gpuflow.settings import scheduler_address
     from gpuflow.triggers.delivery import Delivery
+    from gpuflow.triggers.lasting import lasting
     from gpuflow.triggers.webhooks import DeadLetters, Notifications, Webhook
 
     known = name or hashlib.sha256(f"{url} {dataset}".encode()).hexdigest()[:12]
@@ -47,12 +50,17 @@ def webhook(
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: stop.set())
-    with cluster(scheduler, nodes, None, None, root) as connection:
-        hook = Webhook(url, os.environ.get(_SECRET) or None, Notifications(lambda: catalog.records(connection)), seconds)
-        letters = DeadLetters(dead_letters.absolute())
+    secret = os.environ.get(_SECRET) or None
+    Webhook(url, secret, Notifications(dict), seconds)  # what is wrong with it is said before a cluster is looked for
+    letters = DeadLetters(dead_letters.absolute())
 
-        def say(text: str) -> None:
-            typer.echo(text, err=True)
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
 
+    def work(connection: Connection) -> None:
+        hook = Webhook(url, secret, Notifications(lambda: catalog.records(connection)), seconds)
         delivery = Delivery(connection, f"webhook@{known}", dataset, hook.post, letters.add, tries=tries, say=say)
         delivery.follow(stop, since)
+
+    embedded = not (scheduler or scheduler_address())
+    lasting(lambda: connect(scheduler, **({"nodes": nodes, "root": root} if embedded else {})), work, stop, say)  # type: ignore[arg-type]

@@ -66,7 +66,7 @@ class Watcher:
         self.on = self.spec.on or OnSpec(dataset=self.spec.source.dataset)
         self.name, self.source = target_of(self.spec), self.spec.source.dataset
         self._gathering, self._own = Gathering(self.on), dict[str, None]()
-        self._read = self._stamp()
+        self._read, self._waits = self._stamp(), ""
         self.state = WatchState(self.name, self.source, identity_of(self.spec))
 
     # -- the beginning ----------------------------------------------------------------------------------------------------------
@@ -210,10 +210,11 @@ class Watcher:
         """Do what is due; then, and not before, that it is done is written down."""
         if not self.is_held():
             raise ClaimLost(self.name)
-        failed, problem = False, ""
+        failed, problem, self._waits = False, "", ""
         try:
             with self.slots:
                 failed = self._run_due()
+            problem = self._waits
         except NotFound as error:  # when it is there, that is an event
             problem = str(error)
             self._gathering.clear()
@@ -262,6 +263,8 @@ class Watcher:
         if receipt is None:
             self._gathering.whole = True
             return self._run_whole()
+        if any(failure.damaged for failure in receipt.outcome.tally.failures):
+            self._gathering.must_run_whole()  # which makes good what it can
         failed = self._count(receipt, looked)
         if not failed:
             self._gathering.succeeded(batch)
@@ -280,8 +283,11 @@ class Watcher:
 
         tries = {name: number for name, number in self.state.tries.items() if not done(name)}
         given_up = {name: one for name, one in self.state.given_up.items() if not done(name)}
-        open_failures = 0
+        open_failures, waits = 0, ""
         for name, failure in failing.items():
+            if not failure.traceback:  # no step raised: a node is away, or a disk is full; that passes, however long it takes
+                open_failures, waits = open_failures + 1, waits or failure.error
+                continue
             tries[name] = tries.get(name, 0) + 1
             if tries[name] < self.on.tries:
                 open_failures += 1
@@ -290,6 +296,7 @@ class Watcher:
                 self.say(f"{self.name}: chunk {name} is given up after {tries[name]} tries: {failure.error}")
             given_up[name] = {"reason": failure.error, "time": time.time(), "tries": tries.pop(name)}
         self.state = replace(self.state, tries=tries, given_up=given_up)
+        self._waits = waits or self._waits
         self.state = self.state.counted(runs=1, chunks=tally.done, skipped=tally.skipped + receipt.planned_skips)
         if tally.done or failing:
             self.say(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +22,7 @@ from gpuflow.triggers.chains import in_order, target_of
 from gpuflow.triggers.delivery import Delivery
 from gpuflow.triggers.event import Cursor, Event
 from gpuflow.triggers.functions import Calling, Handler
-from gpuflow.triggers.gathering import wait_after
+from gpuflow.triggers.lasting import lasting
 from gpuflow.triggers.state import Claim, WatchState, all_states, watcher_of
 from gpuflow.triggers.watcher import ClaimLost, Say, Watcher
 
@@ -55,18 +54,13 @@ class Watching:
     """What stopped pipelines that cannot go on, by the dataset that they write."""
 
     def forever(self, refit: bool = False) -> None:
-        """Until `stop` is set, or no pipeline is left."""
-        lost = 0
-        while not self.stop.is_set() and len(self.failed) < len(self.pipelines) + len(self.handlers):
-            began = time.monotonic()
-            try:
-                with self.connect() as connection:
-                    self._session(connection, refit)
-            except (ClusterError, OSError) as error:
-                lost = 1 if time.monotonic() - began > 60 else lost + 1
-                self.say(f"the cluster is lost ({error}); trying again in {wait_after(lost):g} s")
-                self.stop.wait(wait_after(lost))
-            refit = False
+        """Until `stop` is set, or no pipeline is left. ClusterError when there is no cluster to begin with."""
+        first = [refit]  # a whole run is asked for once, however often the cluster is lost
+
+        def work(connection: Connection) -> None:
+            self._session(connection, first.pop() if first else False)
+
+        lasting(self.connect, work, self.stop, self.say)
 
     def _session(self, connection: Connection, refit: bool) -> None:
         """With one cluster. ClusterError or OSError when that is gone."""

@@ -10,10 +10,12 @@ import zarr
 
 import gpuflow
 from gpuflow.cluster.connection import Connection
+from gpuflow.datasets import catalog
 from gpuflow.execution.changed import decide, parameters_of, run_changed
 from gpuflow.execution.run import run_pipeline
 from gpuflow.pipelines.load import from_dict
 from gpuflow.pipelines.plan import Plan
+from gpuflow.triggers.feed import events
 from tests.execution.test_run import roots_of
 from tests.helpers import read_back
 
@@ -98,3 +100,19 @@ def test_in_place(three_nodes: Connection) -> None:
         assert receipt is not None
         assert receipt.outcome.tally.done == done, "once, whatever is said to have changed"
     assert read_back(roots_of(three_nodes), "changed-place", "data")[0].tolist() == [6.0] * 4
+
+
+def test_what_is_made_again_has_its_replicas(three_nodes: Connection, source: str) -> None:
+    output = {"dataset": "changed-two", "replicas": {"min": 2}}
+    spec = from_dict({"source": {"dataset": source, "arrays": "u"}, "steps": [{"map": "x * 2"}], "output": output})
+    run_pipeline(three_nodes, spec)
+    _write(three_nodes, "u", 0, 77.0)
+    with events("now", connection=three_nodes) as feed:
+        cursor = feed.cursor
+    receipt = run_changed(three_nodes, spec, {"u": [0]})
+    assert receipt is not None
+    assert receipt.outcome.tally.done == 1
+    found = catalog.generations(three_nodes, "changed-two", "u", 0)
+    assert sorted(found.values()) == [[], [2], [2]]
+    with events(cursor, connection=three_nodes, dataset="changed-two") as feed:
+        assert [(event.chunk, event.generation) for event in feed] == [(0, 2)], "once, whatever the number of copies"

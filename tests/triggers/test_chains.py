@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from gpuflow.errors import ConfigError
+from gpuflow.errors import ClusterError, ConfigError
 from gpuflow.pipelines.load import any_from_text, from_dict
 from gpuflow.pipelines.spec import OnSpec, PipelineSpec
 from gpuflow.triggers.chains import in_order
 from gpuflow.triggers.gathering import LEAST_WAIT_SECONDS, Gathering, parts, wait_after
+from gpuflow.triggers.lasting import lasting
+from tests.cli.commands import command
 
 
 def _spec(source: str, target: str | None) -> tuple[str, PipelineSpec]:
@@ -93,3 +100,37 @@ def test_the_short_form_and_the_way_back() -> None:
     assert spec.to_dict()["on"] == "raw"
     longer = from_dict({**spec.to_dict(), "on": {"dataset": "raw", "batch_seconds": 0.5, "tries": 2}})
     assert from_dict(longer.to_dict()) == longer
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    text = "source: {}\nsteps: [map: x + 1]\noutput: {}\n"
+    (tmp_path / "a.yaml").write_text(text.format("one", "two"))
+    (tmp_path / "b.yaml").write_text(text.format("two", "one"))
+    assert "there is nothing to watch" in command("watch", root=tmp_path, status=2)
+    assert "in a circle: two -> one -> two" in command("watch", tmp_path / "a.yaml", tmp_path / "b.yaml", root=tmp_path, status=2)
+    assert "there is no such file" in command("watch", tmp_path / "c.yaml", root=tmp_path, status=2)
+    assert "watched by" in command("watch", "--status", root=tmp_path)
+    assert command("watch", "--status", "--json", root=tmp_path) == "[]\n"
+
+
+def test_what_is_lost_is_begun_again_and_what_never_was_is_an_error() -> None:
+    asked, said = list[int](), list[str]()
+
+    def connect() -> Any:
+        asked.append(1)
+        if len(asked) == 2:
+            raise ClusterError("not back yet")
+        return nullcontext()
+
+    def work(connection: object) -> None:
+        if len(asked) == 1:
+            raise OSError("gone")
+
+    stop = threading.Event()
+    stop.wait = lambda seconds=None: False  # type: ignore[method-assign]
+    lasting(connect, work, stop, said.append)
+    assert len(asked) == 3
+    assert [text.split(";")[0] for text in said] == ["the cluster is lost (gone)", "the cluster is lost (not back yet)"]
+    asked[:] = [1]
+    with pytest.raises(ClusterError, match="not back yet"):
+        lasting(connect, work, stop, said.append)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ import gpuflow
 from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import catalog
 from gpuflow.errors import ConfigError, NameTaken
+from gpuflow.execution.tally import Failure, Tally
 from gpuflow.storage import leases, notebook
 from gpuflow.storage.node import NodeStore
 from gpuflow.triggers.state import Claim, WatchState, load_state, save_state, watcher_of
+from gpuflow.triggers.watcher import Watcher
 from gpuflow.triggers.watching import Watching, load_all, statuses
 from tests.execution.test_run import roots_of
 from tests.helpers import read_back
@@ -80,7 +83,7 @@ def _wait(holds: Callable[[], object], seconds: float = 30.0) -> None:
     until = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < until, "it did not come about"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def _values(connection: Connection, name: str) -> list[float]:
@@ -123,16 +126,16 @@ def test_a_chain_follows_its_source_and_does_nothing_else(three_nodes: Connectio
 
 def test_in_place_its_own_commits_do_not_trigger_it(three_nodes: Connection, tmp_path: Path) -> None:
     array = _made(three_nodes, "own")
-    watching, said = _watching(three_nodes, _pipeline(tmp_path, "own", None, "x + 10"))
+    watching, said = _watching(three_nodes, _pipeline(tmp_path, "own", None, "x + 1"))
     with _running(watching):
-        _wait(lambda: _values(three_nodes, "own") == [11.0] * COUNT)
+        _wait(lambda: _values(three_nodes, "own") == [2.0] * COUNT)
         _wait(lambda: not getattr(load_state(three_nodes, "own"), "whole", True))
-        array[3] = 2
-        _wait(lambda: _values(three_nodes, "own")[3] == 12.0)
+        array[3] = 7
+        _wait(lambda: _values(three_nodes, "own")[3] == 8.0)
         state = load_state(three_nodes, "own")
         assert state is not None
         time.sleep(0.2)  # for what must not come
-        assert _values(three_nodes, "own") == [12.0 if n == 3 else 11.0 for n in range(COUNT)]
+        assert _values(three_nodes, "own") == [8.0 if n == 3 else 2.0 for n in range(COUNT)]
     state = load_state(three_nodes, "own")
     assert state is not None
     assert state.counts["chunks"] == COUNT + 1
@@ -166,22 +169,22 @@ def test_a_chunk_that_always_fails_is_given_up_and_tried_when_it_changes(three_n
 
 
 def test_an_edited_pipeline_says_what_it_means_and_waits_for_refit(three_nodes: Connection, tmp_path: Path) -> None:
-    _made(three_nodes, "edit")
+    _made(three_nodes, "edit")[...] = 2
     path = _pipeline(tmp_path, "edit", "edit-out")
     watching, said = _watching(three_nodes, path)
     with _running(watching):
-        _wait(lambda: _values(three_nodes, "edit-out") == [2.0] * COUNT)
+        _wait(lambda: _values(three_nodes, "edit-out") == [4.0] * COUNT)
         _pipeline(tmp_path, "edit", "edit-out", tries=7)
-        _pipeline(tmp_path, "edit", "edit-out", "x * 30")
+        _pipeline(tmp_path, "edit", "edit-out", "x + 1")
         _wait(lambda: watching.failed)
     assert f"was edited since it was last watched: all {COUNT} chunks of 'edit-out' would be made again" in said[-1]
     assert "--refit" in said[-1]
     watching, _ = _watching(three_nodes, path)
     with pytest.raises(ConfigError, match="was edited"):
         watching.once()
-    assert _values(three_nodes, "edit-out") == [2.0] * COUNT
+    assert _values(three_nodes, "edit-out") == [4.0] * COUNT
     assert watching.once(refit=True)
-    assert _values(three_nodes, "edit-out") == [30.0] * COUNT
+    assert _values(three_nodes, "edit-out") == [3.0] * COUNT
 
 
 def test_only_one_watches(three_nodes: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,3 +258,19 @@ def test_the_config(three_nodes: Connection) -> None:
     state = load_state(three_nodes, "raw-train")
     assert state is not None
     assert state.counts["chunks"] == COUNT + 1
+
+
+def test_only_what_a_step_raised_is_given_up(three_nodes: Connection, tmp_path: Path) -> None:
+    """A node that is away for long is waited for."""
+    spec = load_all([_pipeline(tmp_path, "away", "away-out", tries=2)])[0][1]
+    watcher = Watcher(three_nodes, spec, None, lambda text: None, threading.Semaphore(), lambda: True)
+    raised, lost = Failure("a/x/c/0", 0, "n", "ValueError", "Traceback"), Failure("a/x/c/1", 1, "", "no live replica")
+    outcome = SimpleNamespace(tally=Tally(failures=[raised, lost]), interrupted=False)
+    receipt = SimpleNamespace(run_id="r", outcome=outcome, planned_skips=0, wall_seconds=0.1)
+    assert [watcher._count(receipt, None) for _ in range(5)] == [True] * 5  # type: ignore[arg-type]
+    assert set(watcher.state.given_up) == {"a/x/c/0"}
+    outcome.tally = Tally(done=1)
+    assert not watcher._count(receipt, {"a/x/c/1"})  # type: ignore[arg-type]
+    assert set(watcher.state.given_up) == {"a/x/c/0"}, "that one was not looked at"
+    assert not watcher._count(receipt, {"a/x/c/0"})  # type: ignore[arg-type]
+    assert not watcher.state.given_up
