@@ -68,7 +68,7 @@ def _run(
     check_memory(connection, found, plan)
     check_nodes(connection, record)
     check_permission(connection, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, spec.run)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
     plan = statistics.resolve(run, found, plan)
     if run.stopped:  # no parameters, so not one chunk was begun
@@ -79,7 +79,7 @@ def _run(
     lost = {(path, number) for part in chunks for path, numbers in part.lost.items() for number in numbers}
     for path, number in sorted(lost):
         run.record_lost(path, [number], found.nodes)
-    room = gather_nbytes(rooms(connection))
+    room = gather_nbytes(rooms(connection, None, spec.run.memory))
     work = [item for part in chunks for item in _work(run, plan, part, record, room)]
     if spec.output.snapshot is not None and work:
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
@@ -193,7 +193,7 @@ def _work(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: in
 def _still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey) -> list[Batch]:
     """The tasks for chunks that have not failed and that no node has any more."""
     failed, work = {failure.chunk for failure in run.outcome.tally.failures}, list[Batch]()
-    room = gather_nbytes(rooms(run.connection))
+    room = gather_nbytes(rooms(run.connection, None, run.how.memory))
     for part in plan_all_chunks(found, plan):
         array, of = part.array, record if part.array.gathered else plan.source
         present = found.table(plan.target, array.path, array.target.grid.size).present

@@ -99,7 +99,7 @@ def reduce_flow(run: Run, found: Survey, flow: Flow, request: Request, backend: 
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
     job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.patience_seconds)
-    together = sharing(array, gather_nbytes(rooms(run.connection)))
+    together = sharing(array, gather_nbytes(rooms(run.connection, None, run.how.memory)))
     return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size)
 
 

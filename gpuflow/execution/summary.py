@@ -61,7 +61,7 @@ def run_statistics(
     found, plan = look(connection, pipeline)
     check_memory(connection, found, plan)
     check_permission(connection, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, pipeline.run)
     plan = statistics.resolve(run, found, plan)
     before, answered = run.outcome.tally.done, dict[str, Any]()
     skipped = 0

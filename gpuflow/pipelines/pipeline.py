@@ -131,9 +131,18 @@ class Pipeline(Shaping):
         holds count. histogram: a number of bins, or {"bins": 100, "range": [0, 1]}."""
         return Statistics(self, _given(per=per, over=over, where=where, quantiles=quantiles, histogram=histogram))
 
-    def on(self, device: str | None = None, workers: int | None = None) -> Pipeline:
-        """Where to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. None: as it was."""
-        return replace(self, run={**(self.run or {}), **_given(device=device, workers=workers)})
+    def on(
+        self,
+        device: str | None = None,
+        workers: int | None = None,
+        *,
+        memory: int | str | None = None,
+        on_error: str | None = None,
+    ) -> Pipeline:
+        """Where and how to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. memory: of a worker, such as "2GiB".
+        on_error: continue with the other chunks, or stop. None: as it was."""
+        given = _given(device=device, workers=workers, memory=memory, on_error=on_error)
+        return replace(self, run={**(self.run or {}), **given})
 
     @property
     def spec(self) -> PipelineSpec:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainVal
 
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.steps.base import Operation
-from gpuflow.steps.parameters import StepError, describe
+from gpuflow.steps.parameters import StepError, describe, memory_nbytes
 
 Compressor = Literal["auto", "none", "zstd", "gzip", "blosc", "lz4"]
 """The keys of `gpuflow.storage.metadata.COMPRESSORS`; auto: the plan chooses by what the nodes measured."""
@@ -205,7 +205,8 @@ class OutputSpec(_Section, frozen=True):
 class RunSpec(_Section, frozen=True):
     """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster. `durability`: durable
     commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest.
-    `backend`: what compiles steps that are expressions; auto is numba on the CPU."""
+    `backend`: what compiles steps that are expressions; auto is numba on the CPU. `memory`: bytes that a worker may use, where it is to be
+    less than it has. `on_error`: whether the first chunk that fails ends the run."""
 
     device: Annotated[
         str,
@@ -220,6 +221,15 @@ class RunSpec(_Section, frozen=True):
         Field(description="durable: commits survive a power loss; atomic: the death of processes, and digests find the rest."),
     ] = "durable"
     backend: Annotated[Literal["auto", "numba", "torch"], Field(description="What compiles expressions.")] = "auto"
+    memory: Annotated[
+        int | None,
+        PlainValidator(memory_nbytes, json_schema_input_type=int | str | None),
+        Field(description="What a worker may use of its memory, such as 2GiB: a plan that needs more is refused before it runs."),
+    ] = None
+    on_error: Annotated[
+        Literal["continue", "stop"],
+        Field(description="When a chunk fails: continue with the others, or stop; running again does what is left, either way."),
+    ] = "continue"
 
     def to_value(self) -> dict[str, Any]:
         return {name: value for name, value in self if value != type(self).model_fields[name].default}

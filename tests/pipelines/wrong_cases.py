@@ -149,6 +149,9 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "workers": (GOOD + "run:\n  workers: 0\n", ["p.yaml:8:12: run.workers: must be at least 1, not 0"]),
     "workers float": (GOOD + "run: {workers: 1.5}\n", ["run.workers: must be a whole number, not the number 1.5"]),
     "workers true": (GOOD + "run: {workers: true}\n", ["run.workers: must be a whole number, not true"]),
+    "memory": (GOOD + "run: {memory: lots}\n", ["p.yaml:7:15: run.memory: must be a number of bytes such as 2GiB, at least 1MiB, not the text 'lots'"]),
+    "memory none": (GOOD + "run: {memory: 0}\n", ["run.memory: must be a number of bytes such as 2GiB, at least 1MiB, not the number 0"]),
+    "on_error": (GOOD + "run: {on_error: halt}\n", ["run.on_error: must not be the text 'halt'; known: continue, stop"]),
     "run": (GOOD + "run: cuda\n", ["p.yaml:7:6: run: must be a mapping, not the text 'cuda'; its keys are device, workers"]),
 }  # fmt: skip
 
