@@ -30,6 +30,7 @@ from gpuflow.execution.passes import Run
 from gpuflow.execution.permission import check_permission
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.saved import saved_seconds
+from gpuflow.execution.slices import by_index, with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
@@ -96,6 +97,10 @@ def _run(
 
 def look(nodes: Nodes, spec: PipelineSpec) -> Survey:
     """All that planning `spec` asks of the nodes. A new dataset has every array of the source, also those that no step is for."""
+    return with_coordinates(nodes, _look(nodes, spec), spec.source)
+
+
+def _look(nodes: Nodes, spec: PipelineSpec) -> Survey:
     if spec.output.dataset is None:
         return survey(nodes, [spec.source.dataset], spec.source.selects)
     return survey(nodes, [spec.source.dataset, spec.output.dataset], _every)
@@ -117,6 +122,7 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
         command = f"`gpuflow rollback {source.name} TAG`" if rolling_back else "the same command again that made it"
         hint = f"finish it first: run {command}"
         raise ConfigError([Problem(f"dataset {source.name!r} is not complete", "source", hint=hint)])
+    spec = by_index(found, spec, source)
     choice = compressor_for(found, spec, source, known.get(spec.output.dataset or ""))
     plan = make_plan(spec, source, stack=stack, compressor=choice)
     if spec.output.in_place:
