@@ -34,6 +34,8 @@ class Survey:
     _selects: Callable[[str], bool]
     _replicas: Mapping[str, Mapping[tuple[str, str], NDArray[Any]]]
     _tables: dict[tuple[str, str, int], ChunkTable] = field(default_factory=dict)
+    coordinates: dict[str, NDArray[Any]] = field(default_factory=dict)
+    """Values of arrays of the first dataset that was asked for, where labels have to be found among them."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -130,7 +130,10 @@ def run_changed(
         if decided is not None:
             decided(decision)
         return _carry_out(
-            connection, decision, Run(connection, decision.plan.source, progress or Silent(), patience_seconds, run_id), began
+            connection,
+            decision,
+            Run(connection, decision.plan.source, progress or Silent(), patience_seconds, run_id, spec.run),
+            began,
         )
 
 
@@ -140,7 +143,7 @@ def _carry_out(connection: Connection, decision: Decision, run: Run, began: floa
     check_permission(connection, plan)
     for path, numbers in sorted(decision.lost.items()):
         run.record_lost(path, sorted(numbers), found.nodes)
-    room = gather_nbytes(rooms(connection))
+    room = gather_nbytes(rooms(connection, None, run.how.memory))
     work = [item for part in chunks for item in work_of(run, plan, part, record, room)]
     if work:
         if record != catalog.live(found.records).get(record.name):

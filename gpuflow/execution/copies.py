@@ -134,7 +134,7 @@ def keep_up(run: Run, record: DatasetRecord, pending: Callable[[Survey], Sequenc
         return
     names = list({run.source.name, record.name})
     for _ in range(_ROUNDS):
-        if run.outcome.interrupted:
+        if run.halted:
             return
         found = survey(run.connection, names, lambda path: True)
         again = pending(found)

@@ -23,7 +23,7 @@ _PAUSE = 0.8  # Dask's default for distributed.worker.memory.pause
 
 def check_memory(nodes: Nodes, found: Survey, plan: Plan, workers: int | None = None) -> Prediction | None:
     """What the tightest worker would need. PlanTooLarge when it has not that much. workers: as for `rooms`."""
-    there, needs = rooms(nodes, workers), []
+    there, needs = rooms(nodes, workers, plan.spec.run.memory), []
     for array in plan.arrays:
         tables = [found.table(plan.source.name, path, array.sources[path].grid.size) for path in array.flow.paths]
         sizes = [stored_sizes(table) for table in tables]
@@ -37,8 +37,17 @@ def check_reading(nodes: Nodes, path: str, metadata: ArrayMetadata, table: Chunk
     check([need_to_read(path, metadata, stored_sizes(table))] if table.present.any() else [], rooms(nodes))
 
 
-def rooms(nodes: Nodes, workers: int | None = None) -> list[WorkerRoom]:
-    """Every worker with what it may use. Without a cluster: those of the embedded one that a run would start, `workers` on each node."""
+def rooms(nodes: Nodes, workers: int | None = None, most: int | None = None) -> list[WorkerRoom]:
+    """Every worker with what it may use. Without a cluster: those of the embedded one that a run would start, `workers` on each node.
+
+    most: bytes that a run may use of each, as `run.memory` has it."""
+    there = _rooms(nodes, workers)
+    if most is None:
+        return there
+    return [room if room.nbytes <= most else WorkerRoom(f"{room.name}, within run.memory,", room.threads, most) for room in there]
+
+
+def _rooms(nodes: Nodes, workers: int | None) -> list[WorkerRoom]:
     if not isinstance(nodes, Connection):
         count = max(1, len(nodes.each_node(_node_id)))
         workers, threads = share_out(count, workers)

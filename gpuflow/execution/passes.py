@@ -19,6 +19,7 @@ from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Pr
 from gpuflow.execution.tally import Failure
 from gpuflow.pipelines.memory import Sharing
 from gpuflow.pipelines.plan import ChunkPlan
+from gpuflow.pipelines.spec import RunSpec
 from gpuflow.storage.record import DatasetRecord
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Run:
     progress: Progress = field(default_factory=Silent)
     patience_seconds: float = HOLDER_PATIENCE_SECONDS
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    how: RunSpec = field(default_factory=RunSpec)
     outcome: Outcome = field(default_factory=Outcome)
     statistics_chunks: int = 0
     notes: list[str] = field(default_factory=list)
@@ -43,6 +45,11 @@ class Run:
         """Whether something failed, or the user interrupted."""
         return bool(self.outcome.tally.failures) or self.outcome.interrupted
 
+    @property
+    def halted(self) -> bool:
+        """Whether nothing more is to be begun: the user interrupted, or wants no more after what failed."""
+        return self.outcome.interrupted or (self.how.on_error == "stop" and bool(self.outcome.tally.failures))
+
     def prepare(self, work: Sequence[Batch]) -> None:
         """On every worker, before the first task."""
         jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
@@ -51,12 +58,17 @@ class Run:
             self.connection.client.run(_prepare, jobs, workers=workers, on_error="ignore")  # of a worker that is gone
 
     def submit(self, title: str, work: Sequence[Batch]) -> Outcome:
-        """One pass; its counts join the run's."""
-        result = Submission(self.connection, title, self.run_id, self.progress, self.patience_seconds).execute(work)
+        """One pass; its counts join the run's. With `on_error: stop` it ends with the first failure, and is not begun after one."""
+        stop = self.how.on_error == "stop"
+        submission = Submission(self.connection, title, self.run_id, self.progress, self.patience_seconds, stop=stop)
+        result = submission.execute([] if self.halted else work)
+        left = sum(len(batch.group.chunks) for batch in work) - result.tally.ended
         self.outcome.tally.add(result.tally)
         self.outcome.reasons, self.outcome.wait_seconds = result.reasons, result.wait_seconds
         self.outcome.transferred = result.transferred
         self.outcome.interrupted |= result.interrupted
+        if stop and left and self.outcome.tally.failures:
+            self.notes.append(f"{title}: {left} chunks were left out after the first failure, as run.on_error says")
         return result
 
     def record_lost(self, array: str, chunks: Sequence[int], searched: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ from gpuflow.execution.passes import Run
 from gpuflow.execution.permission import check_permission
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.saved import saved_seconds
+from gpuflow.execution.slices import by_index, with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
 from gpuflow.pipelines.fingerprint import fingerprint
@@ -84,7 +85,7 @@ def _run(
     check_memory(connection, found, plan)
     check_nodes(connection, record)
     check_permission(connection, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, spec.run)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
     plan = statistics.resolve(run, found, plan, record)
     if run.stopped:  # no parameters, so not one chunk was begun
@@ -104,7 +105,7 @@ def _run(
         run.notes.append(
             f"of {behind} chunks only an older generation is there, from before the in-place pipeline that came before this"
         )
-    room = gather_nbytes(rooms(connection))
+    room = gather_nbytes(rooms(connection, None, spec.run.memory))
     work = [item for part in chunks for item in work_of(run, plan, part, record, room)]
     if spec.output.snapshot is not None and work:
         snapshots.take_before(connection, plan.source.name, spec.output.snapshot, plan.level or 0)
@@ -126,6 +127,10 @@ def _end(run: Run, record: DatasetRecord) -> None:
 
 def look(nodes: Nodes, spec: PipelineSpec) -> Survey:
     """All that planning `spec` asks of the nodes. A new dataset has every array of the source, also those that no step is for."""
+    return with_coordinates(nodes, _look(nodes, spec), spec.source)
+
+
+def _look(nodes: Nodes, spec: PipelineSpec) -> Survey:
     if spec.output.dataset is None:
         return survey(nodes, [spec.source.dataset], spec.source.selects)
     return survey(nodes, [spec.source.dataset, spec.output.dataset], _every)
@@ -147,6 +152,7 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
         command = f"`gpuflow rollback {source.name} TAG`" if rolling_back else "the same command again that made it"
         hint = f"finish it first: run {command}"
         raise ConfigError([Problem(f"dataset {source.name!r} is not complete", "source", hint=hint)])
+    spec = by_index(found, spec, source)
     choice = compressor_for(found, spec, source, known.get(spec.output.dataset or ""))
     plan = make_plan(spec, source, stack=stack, compressor=choice)
     if spec.output.in_place:
@@ -242,7 +248,7 @@ def work_of(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: 
 def still_to_do(run: Run, plan: Plan, record: DatasetRecord, found: Survey, only: Only | None = None) -> list[Batch]:
     """The tasks for chunks that have not failed and that no node has any more."""
     failed, work = {failure.chunk for failure in run.outcome.tally.failures}, list[Batch]()
-    room = gather_nbytes(rooms(run.connection))
+    room = gather_nbytes(rooms(run.connection, None, run.how.memory))
     for part in plan_all_chunks(found, plan, only):
         array, of = part.array, record if part.array.gathered else plan.source
         present = found.table(plan.target, array.path, array.target.grid.size).present

@@ -149,7 +149,7 @@ def reduce_flow(
         tokens = np.frombuffer(b"".join(part.gathers.inputs), "V16")
         partials = Partials.found(run.source.statistics, flow, grid, request, tokens, None)
         part = part.only(_left(run, flow.name, grid, partials))
-    together = sharing(array, gather_nbytes(rooms(run.connection)))
+    together = sharing(array, gather_nbytes(rooms(run.connection, None, run.how.memory)))
     return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size, partials, keys)
 
 

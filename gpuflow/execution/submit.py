@@ -80,10 +80,18 @@ class Submission:
     """One pass: batches of chunks, all of one run, as tasks."""
 
     def __init__(
-        self, connection: Connection, title: str, run: str, progress: Progress, patience_seconds: float = HOLDER_PATIENCE_SECONDS
+        self,
+        connection: Connection,
+        title: str,
+        run: str,
+        progress: Progress,
+        patience_seconds: float = HOLDER_PATIENCE_SECONDS,
+        *,
+        stop: bool = False,
     ) -> None:
+        """stop: with the first failure that is final."""
         self._connection, self._title, self._run, self._progress = connection, title, run, progress
-        self._patience = patience_seconds
+        self._patience, self._stop = patience_seconds, stop
         self._uncut: dict[tuple[int, str], list[Cutter]] = {}  # by job and array: what is not yet tasks
         self._work: dict[Any, tuple[ChunkGroup, Job, int]] = {}  # by key: and the number of the try
         self._stranded: dict[Any, float] = {}  # key -> since when
@@ -93,7 +101,7 @@ class Submission:
         self.outcome = Outcome()
 
     def execute(self, work: Sequence[Batch]) -> Outcome:
-        """Run all of it to the end; an interrupt cancels what has not started and returns what is done."""
+        """Run all of it to the end; an interrupt, or a failure that stops it, cancels what has not started and returns what is done."""
         self._progress.begin(self._title, sum(len(batch.group.chunks) for batch in work))
         if not work:
             return self.outcome
@@ -102,7 +110,7 @@ class Submission:
         pending = as_completed(futures, loop=self._connection.client.loop)
         asked = time.monotonic()
         try:
-            while self._work:
+            while self._work and not (self._stop and self.outcome.tally.failures):
                 batch_done = pending.next_batch(block=False) if pending.count() else []
                 more = [item for future in batch_done for item in self._take(future)]
                 if time.monotonic() - asked > _ASK_SECONDS:

@@ -25,6 +25,7 @@ from gpuflow.execution.passes import Run
 from gpuflow.execution.permission import check_permission
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.saved import saved_seconds
+from gpuflow.execution.slices import by_index, with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Flow
@@ -61,7 +62,7 @@ def run_statistics(
     found, plan = look(connection, pipeline)
     check_memory(connection, found, plan)
     check_permission(connection, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, pipeline.run)
     plan = statistics.resolve(run, found, plan)
     before, answered = run.outcome.tally.done, dict[str, Any]()
     skipped = 0
@@ -98,7 +99,8 @@ def look(nodes: Nodes, pipeline: StatisticsPipeline) -> tuple[Survey, Plan]:
     record = catalog.find_among(catalog.live(found.records), source.dataset)
     if record.state != "ready":
         raise ConfigError([Problem(f"dataset {record.name!r} is not complete", "source", hint="finish it first")])
-    plan = make_plan(pipeline.mapped, record)
+    found = with_coordinates(nodes, found, source)
+    plan = make_plan(by_index(found, pipeline.mapped, record), record)
     list(questions(pipeline, plan))  # what does not fit is said before anything runs
     return found, plan
 

@@ -59,6 +59,11 @@ class Tally:
     healed: list[Healed] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
+    @property
+    def ended(self) -> int:
+        """Chunks that were done, skipped, or failed."""
+        return self.done + self.skipped + len(self.failures)
+
     def add(self, other: Tally) -> None:
         """Take over everything that `other` counted."""
         for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks", "dropped"):

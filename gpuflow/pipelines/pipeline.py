@@ -28,6 +28,19 @@ class Pipeline(Shaping):
     steps: tuple[Mapping[str, Any], ...] = ()
     output: Mapping[str, Any] | None = None
     run: Mapping[str, Any] | None = None
+    part: Mapping[str, Mapping[str, Any]] | None = None
+
+    def isel(self, **parts: Sequence[int | None]) -> Pipeline:
+        """Read a part of some dimensions only, by index: `isel(time=[0, 365])`."""
+        return self._reading("isel", parts)
+
+    def sel(self, **parts: Sequence[Any]) -> Pipeline:
+        """The same by the values of a coordinate, both included: `sel(time=["2020-01-01", "2020-12-31"], lat=[0, 45])`."""
+        return self._reading("sel", parts)
+
+    def _reading(self, how: str, parts: Mapping[str, Any]) -> Pipeline:
+        before = self.part or {}
+        return replace(self, part={**before, how: {**before.get(how, {}), **parts}})
 
     def standardize(self, per: Any = None, *, mean: Any = None, std: Any = None, refit: str | None = None) -> Pipeline:
         """Subtract the mean and divide by the standard deviation. per: dimensions that keep their own.
@@ -133,14 +146,27 @@ class Pipeline(Shaping):
         holds count. histogram: a number of bins, or {"bins": 100, "range": [0, 1]}."""
         return Statistics(self, _given(per=per, over=over, where=where, quantiles=quantiles, histogram=histogram))
 
-    def on(self, device: str | None = None, workers: int | None = None) -> Pipeline:
-        """Where to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. None: as it was."""
-        return replace(self, run={**(self.run or {}), **_given(device=device, workers=workers)})
+    def on(
+        self,
+        device: str | None = None,
+        workers: int | None = None,
+        *,
+        memory: int | str | None = None,
+        on_error: str | None = None,
+    ) -> Pipeline:
+        """Where and how to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. memory: of a worker, such as "2GiB".
+        on_error: continue with the other chunks, or stop. None: as it was."""
+        given = _given(device=device, workers=workers, memory=memory, on_error=on_error)
+        return replace(self, run={**(self.run or {}), **given})
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        return _given(dataset=self.source, arrays=self.arrays, **(self.part or {}))
 
     @property
     def spec(self) -> PipelineSpec:
         """The checked pipeline. ConfigError, listing everything, when it is incomplete or wrong."""
-        data = {"source": _given(dataset=self.source, arrays=self.arrays), "steps": self.steps}
+        data = {"source": self._source, "steps": self.steps}
         return from_dict(data | _given(output=self.output, run=self.run))
 
     @classmethod
@@ -149,7 +175,8 @@ class Pipeline(Shaping):
         data = spec.to_dict()
         steps = tuple({step.kind: step.to_record_value()} for step in spec.steps)
         output = data["output"] if isinstance(data["output"], dict) else {"dataset": data["output"]}
-        return cls(spec.source.dataset, spec.source.arrays, steps, output, data.get("run"))
+        part = {name: dict(parts) for name in ("isel", "sel") if (parts := getattr(spec.source, name))}
+        return cls(spec.source.dataset, spec.source.arrays, steps, output, data.get("run"), part or None)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Pipeline:
@@ -175,7 +202,7 @@ class Statistics:
     def spec(self) -> StatisticsPipeline:
         """The checked pipeline. ConfigError, listing everything, when it is incomplete or wrong."""
         of = self.of
-        data = {"source": _given(dataset=of.source, arrays=of.arrays), "steps": of.steps, "statistics": dict(self.asked)}
+        data = {"source": of._source, "steps": of.steps, "statistics": dict(self.asked)}
         pipeline = any_from_dict(data | _given(output=of.output, run=of.run))
         assert isinstance(pipeline, StatisticsPipeline), pipeline
         return pipeline

@@ -21,6 +21,7 @@ from gpuflow.pipelines.compressor import Choice, choose_compressor
 from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint, recipes
 from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.gathers import Gathers, Wanted, plan_gathers
+from gpuflow.pipelines.slices import crop_of, ranges
 from gpuflow.pipelines.spec import PipelineSpec, ReplicasSpec
 from gpuflow.pipelines.stored import cut
 from gpuflow.pipelines.table import Tables
@@ -153,20 +154,22 @@ def make_plan(spec: PipelineSpec, source: DatasetRecord, *, stack: bool = False,
     choice = (compressor or choose_compressor({})) if spec.output.compressor == "auto" else None
     name = choice.name if choice else spec.output.compressor
     selected = select(spec, source)
-    planned = _planned(spec, source, selected, name)
+    parts = ranges(source, sorted(selected), spec.source.isel) if spec.source.isel else {}
+    planned = _planned(spec, source, selected, name, parts)
     arrays = [planned.pop(path) for path in source.metadata if path in planned] + list(planned.values())
     left_out: tuple[str, ...] = ()
     if not spec.output.in_place:
         others = [path for path in source.metadata if path not in selected]
-        left_out = tuple(path for path in others if not _fits(source.metadata[path], arrays))
-        carried = {path: ArrayPlan.mapped(path, source.metadata[path], source.metadata[path]) for path in others}
+        carried = {path: _carried(source, path, parts, name) for path in others}
+        left_out = tuple(path for path in others if not _fits(carried[path].target, arrays, parts))
         found = {array.path: array for array in arrays} | {path: carried[path] for path in others if path not in left_out}
         arrays = [found.pop(path) for path in source.metadata if path in found] + list(found.values())
     output = spec.output.model_copy(update={"snapshot": None, "replicas": ReplicasSpec()})  # whatever they are, it is the same
     # An edited function makes chunks of its dataset again; in place it would be applied on top of what it was.
     written = steps_as_data(spec.steps) if spec.output.in_place else spec.to_dict()["steps"]
     written = [_without_habits(step, values) for step, values in zip(spec.steps, written, strict=True)]
-    declared = fingerprint([written, sorted(selected), output.to_value()])
+    of = [sorted(selected), *([{dim: list(part) for dim, part in sorted(parts.items())}] if parts else [])]
+    declared = fingerprint([written, *of, output.to_value()])
     plan = Plan(spec, source, tuple(arrays), declared, compressor=choice, left_out=left_out)
     return _stacked(plan, stack) if spec.output.in_place else plan
 
@@ -188,8 +191,25 @@ def select(spec: PipelineSpec, source: DatasetRecord) -> set[str]:
     return selected
 
 
-def _planned(spec: PipelineSpec, source: DatasetRecord, selected: set[str], compressor: str) -> dict[str, ArrayPlan]:
-    """What the steps make of the selected arrays. ConfigError lists all that is wrong."""
+def _carried(source: DatasetRecord, path: str, parts: Mapping[str, tuple[int, int]], compressor: str) -> ArrayPlan:
+    """An array that no step is for: as it is, or the part of it that is read."""
+    metadata = source.metadata[path]
+    crop = crop_of(metadata, parts) if metadata.dtype is not None else None
+    if crop is None:
+        return ArrayPlan.mapped(path, metadata, metadata)
+    array = crop.check(spec_of(metadata))
+    chunks = crop.cut(spec_of(metadata), metadata.grid.chunks)
+    attributes = metadata.attributes
+    target = ArrayMetadata.create(
+        array.shape, chunks, array.dtype, dims=array.dims, inner_chunks=chunks, compressor=compressor, attributes=attributes
+    )
+    return ArrayPlan(path, {path: metadata}, target, Flow.chain(path, [crop]))
+
+
+def _planned(
+    spec: PipelineSpec, source: DatasetRecord, selected: set[str], compressor: str, parts: Mapping[str, tuple[int, int]]
+) -> dict[str, ArrayPlan]:
+    """What the steps make of the selected arrays, or of `parts` of them. ConfigError lists all that is wrong."""
     specs, problems = dict[str, ArraySpec](), list[Problem]()
     for path, metadata in source.metadata.items():
         if path in selected:
@@ -200,7 +220,8 @@ def _planned(spec: PipelineSpec, source: DatasetRecord, selected: set[str], comp
     others = [path for path in source.arrays if path not in selected]
     flows: Mapping[str, Flow] = {}
     try:
-        flows = Tables(specs, list(specs), others).apply(spec.steps)
+        crops = {path: crop for path in specs if (crop := crop_of(source.metadata[path], parts)) is not None}
+        flows = Tables(specs, list(specs), others, crops).apply(spec.steps)
     except ConfigError as error:
         problems += error.problems
     arrays = {}
@@ -247,11 +268,17 @@ def _check_in_place(path: str, flow: Flow, specs: Sequence[ArraySpec]) -> None:
         raise ConfigError([Problem(reason, "output.in_place", hint="write to a new dataset, or end with a `cast`")])
 
 
-def _fits(metadata: ArrayMetadata, arrays: Sequence[ArrayPlan]) -> bool:
-    """Whether the named dimensions of an array that is carried over have kept their lengths in all of the new ones."""
-    changed = {length for array in arrays for length in _lengths(array.source) - _lengths(array.target)}
+def _fits(metadata: ArrayMetadata, arrays: Sequence[ArrayPlan], parts: Mapping[str, tuple[int, int]]) -> bool:
+    """Whether the named dimensions of an array that is carried over have the lengths that they have in all of the new ones. parts: of
+    dimensions, those that are read."""
+    before = [(array, {(dim, _length(parts.get(dim), size)) for dim, size in _lengths(array.source)}) for array in arrays]
+    changed = {length for array, lengths in before for length in lengths - _lengths(array.target)}
     kept = {name for array in arrays for name, _ in _lengths(array.target)}
     return not any(length in changed and length[0] in kept for length in _lengths(metadata))
+
+
+def _length(part: tuple[int, int] | None, size: int) -> int:
+    return size if part is None else part[1] - part[0]
 
 
 def _lengths(metadata: ArrayMetadata) -> set[tuple[str, int]]:

@@ -6,15 +6,17 @@ plan's business. `to_dict` is the canonical form; `gpuflow.pipelines.load` reads
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PlainValidator, SerializeAsAny, model_validator
 
 from gpuflow.errors import ConfigError, Problem
+from gpuflow.pipelines.slices import index_range, label_range
+from gpuflow.steps.axes import ByAxis
 from gpuflow.steps.base import Operation
-from gpuflow.steps.parameters import StepError, describe
+from gpuflow.steps.parameters import StepError, describe, memory_nbytes
 
 Compressor = Literal["auto", "none", "zstd", "gzip", "blosc", "lz4"]
 """The keys of `gpuflow.storage.metadata.COMPRESSORS`; auto: the plan chooses by what the nodes measured."""
@@ -81,6 +83,19 @@ def _check_shape(value: Any, wanted: str) -> Any:
     return {str(name): size for name, size in value.items()} if isinstance(value, Mapping) else tuple(sizes)
 
 
+def _ranges(parse: Callable[[Any], Any], example: str) -> Callable[[Any], ByAxis]:
+    """Of a mapping from names of dimensions; an empty one names none."""
+
+    def validate(value: Any) -> ByAxis:
+        if not isinstance(value, Mapping):
+            raise StepError(f"must name dimensions, not {describe(value)}", f"as in {example}")
+        if wrong := [name for name in value if not isinstance(name, str) or not name]:
+            raise StepError(f"{describe(wrong[0])} is not the name of a dimension", f"as in {example}")
+        return ByAxis({name: parse(part) for name, part in value.items()})
+
+    return validate
+
+
 class _Section(BaseModel, frozen=True, extra="forbid", strict=True, defer_build=True):
     """One section of the file."""
 
@@ -103,7 +118,8 @@ Patterns = Annotated[
 
 
 class SourceSpec(_Section, frozen=True):
-    """`arrays`: names or fnmatch patterns of the arrays to process; None for all."""
+    """`arrays`: names or fnmatch patterns of the arrays to process; None for all. `isel`, `sel`: the part of some dimensions that is
+    read, by index or by the values of a coordinate."""
 
     dataset: Annotated[
         DatasetName, Field(description="The name it was given when it was ingested or made.", json_schema_extra=_IN_EDITORS)
@@ -113,12 +129,41 @@ class SourceSpec(_Section, frozen=True):
         Field(description="Names or patterns such as t* of the arrays to process; all of two or more dimensions when left out."),
     ] = None
 
+    isel: Annotated[
+        ByAxis,
+        PlainValidator(_ranges(index_range, "isel: {time: [0, 365]}"), json_schema_input_type=dict[str, list[int | None]]),
+        Field(description="The part of some dimensions that is read, by index: [start, stop], as Python's slices have them."),
+    ] = Field(default_factory=ByAxis)
+    sel: Annotated[
+        ByAxis,
+        PlainValidator(
+            _ranges(label_range, "sel: {time: [2020-01-01, 2020-12-31]}"),
+            json_schema_input_type=dict[str, list[float | str | None]],
+        ),
+        Field(description="The same by the values of a coordinate: [from, to], both included; dates where it is a time."),
+    ] = Field(default_factory=ByAxis)
+
+    @model_validator(mode="after")
+    def _once(self) -> SourceSpec:
+        if twice := [name for name in self.isel if name in self.sel]:
+            raise StepError(f"`{twice[0]}` stands under `isel` and `sel`", "give each dimension once")
+        return self
+
+    @property
+    def is_part(self) -> bool:
+        """Whether not all of the arrays is read."""
+        return bool(self.isel or self.sel)
+
     def selects(self, array: str) -> bool:
         """Whether the array called `array` is to be processed."""
         return self.arrays is None or any(fnmatchcase(array, pattern) for pattern in self.arrays)
 
     def to_value(self) -> Any:
-        return self.dataset if self.arrays is None else {"dataset": self.dataset, "arrays": list(self.arrays)}
+        value: dict[str, Any] = {} if self.arrays is None else {"arrays": list(self.arrays)}
+        for name, parts in (("isel", self.isel), ("sel", self.sel)):
+            if parts:
+                value[name] = {str(dim): list(part) for dim, part in parts.items()}
+        return {"dataset": self.dataset, **value} if value else self.dataset
 
 
 class ReplicasSpec(_Section, frozen=True):
@@ -205,7 +250,8 @@ class OutputSpec(_Section, frozen=True):
 class RunSpec(_Section, frozen=True):
     """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster. `durability`: durable
     commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest.
-    `backend`: what compiles steps that are expressions; auto is numba on the CPU."""
+    `backend`: what compiles steps that are expressions; auto is numba on the CPU. `memory`: bytes that a worker may use, where it is to be
+    less than it has. `on_error`: whether the first chunk that fails ends the run."""
 
     device: Annotated[
         str,
@@ -220,6 +266,15 @@ class RunSpec(_Section, frozen=True):
         Field(description="durable: commits survive a power loss; atomic: the death of processes, and digests find the rest."),
     ] = "durable"
     backend: Annotated[Literal["auto", "numba", "torch"], Field(description="What compiles expressions.")] = "auto"
+    memory: Annotated[
+        int | None,
+        PlainValidator(memory_nbytes, json_schema_input_type=int | str | None),
+        Field(description="What a worker may use of its memory, such as 2GiB: a plan that needs more is refused before it runs."),
+    ] = None
+    on_error: Annotated[
+        Literal["continue", "stop"],
+        Field(description="When a chunk fails: continue with the others, or stop; running again does what is left, either way."),
+    ] = "continue"
 
     def to_value(self) -> dict[str, Any]:
         return {name: value for name, value in self if value != type(self).model_fields[name].default}
@@ -280,6 +335,9 @@ def conflicts(source: SourceSpec, step_count: int, output: OutputSpec, on: OnSpe
         problems.append(Problem(f"watches {on.dataset!r}, which is not the source {source.dataset!r}", "on.dataset", hint=hint))
     if output.in_place and not step_count:
         problems.append(Problem("there is nothing to do: no steps, and the output is in place", "steps", hint="add a step"))
+    if output.in_place and source.is_part:
+        hint = "write to a new dataset, or use a `where` step to leave the rest as it is"
+        problems.append(Problem("a part of the source cannot be changed in place", "output.in_place", hint=hint))
     if output.dataset == source.dataset:
         hint = "name another dataset, or write `output: {in_place: true}` to change the source itself"
         problems.append(Problem(f"the output {output.dataset!r} is the source", "output.dataset", hint=hint))

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.pipelines.flow import Flow
 from gpuflow.steps.base import ArraySpec, Join, Operation, Step, StepError
+from gpuflow.steps.crop import Crop
 from gpuflow.steps.parameters import suggestion
 from gpuflow.steps.pick import Pick
 
@@ -18,12 +19,20 @@ Table = Mapping[str, Flow]
 class Tables:
     """What `steps` make of the arrays `selected` of a source with the arrays `sources`. Steps are bound on the way."""
 
-    def __init__(self, sources: Mapping[str, ArraySpec], selected: Sequence[str], others: Sequence[str]) -> None:
-        """others: names of the source's arrays that are not selected: no step may make an array of the same name."""
+    def __init__(
+        self,
+        sources: Mapping[str, ArraySpec],
+        selected: Sequence[str],
+        others: Sequence[str],
+        crops: Mapping[str, Crop] | None = None,
+    ) -> None:
+        """others: names of the source's arrays that are not selected: no step may make an array of the same name. crops: of arrays that are
+        read in part."""
+        crops = crops or {}
         self._sources = sources
         self._others = set(others)
-        self._flows = {path: Flow.chain(path) for path in selected}
-        self._specs = {path: sources[path] for path in selected}
+        self._flows = {path: Flow.chain(path, [crops[path]] if path in crops else []) for path in selected}
+        self._specs = {path: crops[path].check(sources[path]) if path in crops else sources[path] for path in selected}
         self._failed: set[str] = set()
         self.problems: list[tuple[int, Problem]] = []  # by the place of their array among the source's
 

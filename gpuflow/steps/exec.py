@@ -22,11 +22,11 @@ from gpuflow.errors import ProgramFailed
 from gpuflow.settings import exec_is_allowed
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
 from gpuflow.steps.cast import DTypeName
-from gpuflow.steps.parameters import describe, number
+from gpuflow.steps.parameters import describe, memory_nbytes, number
 from gpuflow.steps.place import Place, current
 from gpuflow.steps.program import Ended, run_program
 from gpuflow.steps.spans import Spans
-from gpuflow.units import format_nbytes, parse_nbytes
+from gpuflow.units import format_nbytes
 
 ALLOW = "start the workers with --allow-exec (gpuflow node, gpuflow run, or after --preload gpuflow.cluster)"
 _HEADER_NBYTES = 2**16  # of a .npy file, at most
@@ -49,20 +49,6 @@ def _seconds(value: Any) -> float:
     if not (seconds := float(number(value))) > 0:
         raise ValueError(f"must be more than 0, not {value}")
     return seconds
-
-
-def _memory(value: Any) -> int | None:
-    if value is None:
-        return None
-    if not isinstance(value, int | str) or isinstance(value, bool):
-        raise ValueError(f"must be a number of bytes such as 2GiB, not {describe(value)}")
-    try:
-        nbytes = parse_nbytes(str(value))
-    except ValueError:
-        nbytes = 0
-    if nbytes < 2**20:
-        raise ValueError(f"must be a number of bytes such as 2GiB, at least 1MiB, not {describe(value)}")
-    return nbytes
 
 
 class Exec(Step, frozen=True):
@@ -100,7 +86,7 @@ class Exec(Step, frozen=True):
     ] = 300.0
     memory: Annotated[
         int | None,
-        PlainValidator(_memory, json_schema_input_type=int | str | None),
+        PlainValidator(memory_nbytes, json_schema_input_type=int | str | None),
         Field(description="Address space that it may have (RLIMIT_AS), such as 2GiB."),
     ] = None
     program_version: Annotated[

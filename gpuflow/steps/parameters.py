@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from gpuflow.units import parse_nbytes
+
+_LEAST_MEMORY = 2**20
 _SUGGESTION_CUTOFF = 0.6
 """difflib's own default: below it a suggestion is noise."""
 
@@ -104,3 +107,18 @@ def _shape(value: Any) -> tuple[int, ...]:
         shape.append(len(value))
         value = value[0] if value else None
     return tuple(shape)
+
+
+def memory_nbytes(value: Any) -> int | None:
+    """Bytes of memory, from a number or a text such as 2GiB; None stays. ValueError for less than 1 MiB, and for anything else."""
+    if value is None:
+        return None
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise ValueError(f"must be a number of bytes such as 2GiB, not {describe(value)}")
+    try:
+        nbytes = parse_nbytes(str(value))
+    except ValueError:
+        nbytes = 0
+    if nbytes < _LEAST_MEMORY:
+        raise ValueError(f"must be a number of bytes such as 2GiB, at least 1MiB, not {describe(value)}")
+    return nbytes

@@ -16,12 +16,14 @@ from scipy import ndimage
 
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.datasets import catalog
+from gpuflow.errors import ConfigError
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import run_pipeline
+from gpuflow.execution.summary import run_statistics
 from gpuflow.objectstore.healing import run_and_heal
 from gpuflow.objectstore.ingest import ingest_source
 from gpuflow.objectstore.sources import open_source
-from gpuflow.pipelines.load import from_dict
+from gpuflow.pipelines.load import any_from_dict, from_dict
 from tests.helpers import read_back, read_embedded
 
 SHAPE = (20, 96, 80)
@@ -39,6 +41,7 @@ def fields(three_nodes: Connection, tmp_path_factory: pytest.TempPathFactory) ->
         array[...] = values[name]
     time = group.create_array("time", shape=SHAPE[:1], chunks=(10,), dtype="int64", dimension_names=["time"])
     time[...] = np.arange(SHAPE[0])
+    time.attrs["units"] = "days since 2020-01-01"
     assert ingest_source(three_nodes, open_source(path), "gathered-in").status == "done"
     return values
 
@@ -118,6 +121,31 @@ def test_a_coordinate_that_does_not_fit_any_more_is_left_out_and_said(
     assert receipt.notes == ("time is not carried over: a dimension of it has another length now",)
     assert sorted(catalog.find(three_nodes, "first-hours").arrays) == ["u", "v"]
     np.testing.assert_array_equal(stored(three_nodes, "first-hours", "v"), fields["v"][:6])
+
+
+def test_a_part_of_the_source(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
+    source = {
+        "dataset": "gathered-in",
+        "arrays": ["u", "v"],
+        "isel": {"y": [8, -16]},
+        "sel": {"time": ["2020-01-06", "2020-01-12"]},
+    }
+    steps = [{"median": {"size": {"y": 3}}}]
+    receipt = run_pipeline(three_nodes, from_dict({"source": source, "steps": steps, "output": "part"}))
+    assert receipt.status == "done", receipt.outcome.tally.failures
+    for name in "uv":
+        expected = ndimage.median_filter(fields[name][5:12, 8:-16], (1, 3, 1))
+        np.testing.assert_array_equal(stored(three_nodes, "part", name), expected)
+    np.testing.assert_array_equal(stored(three_nodes, "part", "time"), np.arange(5, 12))
+    again = run_pipeline(three_nodes, from_dict({"source": source, "steps": steps, "output": "part"}))
+    assert (again.outcome.tally.done, again.status) == (0, "done")
+    wanted = from_dict({"source": {**source, "sel": {"time": ["2019", "2019"]}}, "steps": steps, "output": "never"})
+    with pytest.raises(ConfigError, match=r"source.sel.time: coordinate `time` has no value from 2019 to 2019"):
+        run_pipeline(three_nodes, wanted)
+    asked = any_from_dict({"source": {**source, "arrays": ["u"]}, "statistics": {}})
+    results = run_statistics(three_nodes, asked).results
+    assert results["u"]["count"] == 7 * 72 * 80
+    assert results["u"]["min"] == fields["u"][5:12, 8:-16].min()
 
 
 def test_a_step_that_raises_fails_its_chunks_alone(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:

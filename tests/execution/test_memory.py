@@ -92,6 +92,17 @@ def test_a_worker_with_too_little(one_node: Connection, limited: Callable[[int |
     assert "too-large" not in catalog.records(one_node)
 
 
+def test_a_run_that_may_use_less(one_node: Connection) -> None:
+    spec = from_dict({"source": "field", "steps": [{"clip": [0, 1]}], "output": "too-large", "run": {"memory": "360MiB"}})
+    with pytest.raises(PlanTooLarge, match=r"worker tcp://.*, within run.memory, with .* may use 360.0 MiB; .* would fit"):
+        run_pipeline(one_node, spec)
+    assert "too-large" not in catalog.records(one_node)
+    wide = spec.model_copy(update={"run": spec.run.model_copy(update={"memory": 2**50})})
+    prediction = predict(one_node, wide)
+    assert prediction is not None
+    assert prediction.worker in rooms(one_node), "no more than there is"
+
+
 def test_a_chunk_larger_than_memory(one_node: Connection) -> None:
     with pytest.raises(PlanTooLarge, match=r"149.0 GiB.*chunks of \d+ x \d+ would fit"):
         run_pipeline(one_node, pipeline("huge", "never"))

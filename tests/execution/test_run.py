@@ -221,6 +221,23 @@ class TestBadInput:
         assert run_pipeline(three_nodes, spec).to_dict()["chunks"] == {"total": 24, "done": 1, "skipped": 23, "failed": 0}
         assert catalog.find(three_nodes, f"{name}-out").state == "ready"
 
+    def test_the_first_failure_stops_it_where_that_is_wanted(self, three_nodes: Connection, tmp_path: Path) -> None:
+        values = np.ones((600, 2), "f4")
+        values[0] = 300
+        zarr.create_array(tmp_path / "v.zarr", data=values, chunks=(1, 2), compressors=None)
+        ingest(three_nodes, tmp_path / "v.zarr", "stops")
+        data: dict[str, Any] = {"source": "stops", "steps": [{"cast": {"dtype": "uint8", "strict": True}}], "output": "stops-out"}
+        receipt = run_pipeline(three_nodes, from_dict({**data, "run": {"on_error": "stop", "durability": "atomic"}}))
+        left = 600 - receipt.outcome.tally.ended
+        assert receipt.status == "failed"
+        assert [failure.chunk for failure in receipt.outcome.tally.failures] == ["stops/data/c/0/0"]
+        assert left > 100
+        assert receipt.notes == (f"map: {left} chunks were left out after the first failure, as run.on_error says",)
+        receipt = run_pipeline(three_nodes, from_dict(data))
+        assert receipt.outcome.tally.done > 0
+        assert len(receipt.outcome.tally.failures) == 1
+        assert receipt.planned_skips + receipt.outcome.tally.ended == 600
+
     def test_a_failed_statistics_pass_begins_no_output(self, three_nodes: Connection, field_zarr: Path) -> None:
         ingest(three_nodes, field_zarr, "blind")
         for root in roots_of(three_nodes):

@@ -141,6 +141,13 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "replicas": ("source: a\noutput: {dataset: b, replicas: {mx: 3}}\n", [
         "output.replicas.mx: unknown key `mx`; did you mean `max`? known: min, max",
     ]),
+    "in place, a part": ("source: {dataset: a, isel: {y: [0, 5]}}\nsteps: [cast: int8]\noutput: {in_place: true}\n", [
+        "output.in_place: a part of the source cannot be changed in place; write to a new dataset, or use a `where` step",
+    ]),
+    "isel": ("source: {dataset: a, isel: {y: 5}}\noutput: b\n", ["p.yaml:1:28: source.isel: must be [start, stop], not the number 5; as in isel: {time: [0, 365]}"]),
+    "isel of what": ("source: {dataset: a, isel: 5}\noutput: b\n", ["source.isel: must name dimensions, not the number 5"]),
+    "sel": ("source: {dataset: a, sel: {y: [1, [2]]}}\noutput: b\n", ["source.sel: must be numbers or dates, not a list"]),
+    "isel and sel": ("source: {dataset: a, sel: {y: [1, 2]}, isel: {y: [1, 2]}}\noutput: b\n", ["source: `y` stands under `isel` and `sel`; give each dimension once"]),
     "in place, spread": ("source: a\nsteps: [cast: int8]\noutput: {in_place: true, replicas: {max: 2}}\n", [
         "output.replicas: in place, a dataset keeps its replicas as they are; leave `replicas` out",
     ]),
@@ -149,6 +156,9 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "workers": (GOOD + "run:\n  workers: 0\n", ["p.yaml:8:12: run.workers: must be at least 1, not 0"]),
     "workers float": (GOOD + "run: {workers: 1.5}\n", ["run.workers: must be a whole number, not the number 1.5"]),
     "workers true": (GOOD + "run: {workers: true}\n", ["run.workers: must be a whole number, not true"]),
+    "memory": (GOOD + "run: {memory: lots}\n", ["p.yaml:7:15: run.memory: must be a number of bytes such as 2GiB, at least 1MiB, not the text 'lots'"]),
+    "memory none": (GOOD + "run: {memory: 0}\n", ["run.memory: must be a number of bytes such as 2GiB, at least 1MiB, not the number 0"]),
+    "on_error": (GOOD + "run: {on_error: halt}\n", ["run.on_error: must not be the text 'halt'; known: continue, stop"]),
     "run": (GOOD + "run: cuda\n", ["p.yaml:7:6: run: must be a mapping, not the text 'cuda'; its keys are device, workers"]),
 }  # fmt: skip
 
