@@ -9,7 +9,21 @@ from pathlib import Path
 
 from ci.benchmarks.report import finish
 
-NAMES = ("engine", "codecs", "memory", "routing", "scale", "safety", "rechunk", "loader", "explore", "steps", "validate", "plan")
+NAMES = (
+    "engine",
+    "codecs",
+    "memory",
+    "routing",
+    "scale",
+    "safety",
+    "rechunk",
+    "loader",
+    "explore",
+    "steps",
+    "validate",
+    "plan",
+    "halo",
+)
 
 
 def main() -> int:
