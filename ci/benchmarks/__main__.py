@@ -9,8 +9,22 @@ from pathlib import Path
 
 from ci.benchmarks.report import finish
 
-_JOBS = ("engine", "codecs", "memory", "routing", "scale", "safety", "rechunk", "loader", "explore", "steps")
-NAMES = (*_JOBS, "validate", "plan", "watch")
+NAMES = (
+    "engine",
+    "codecs",
+    "memory",
+    "routing",
+    "scale",
+    "safety",
+    "rechunk",
+    "loader",
+    "explore",
+    "steps",
+    "validate",
+    "plan",
+    "watch",
+    "halo",
+)
 
 
 def main() -> int:
