@@ -90,7 +90,7 @@ def scrub_dataset(
         tally.done + len(tally.failures),
         tally.read,
         time.monotonic() - began,
-        tuple(findings),
+        tuple(sorted(findings, key=lambda finding: (finding.array, finding.index))),
         tuple(notes),
         run.outcome.interrupted,
     )
