@@ -158,5 +158,5 @@ def test_all_are_run_by_a_test() -> None:
     """By one here, or elsewhere; or by a script or notebook that is there to be run."""
     root = CONFIGS.parent
     files = [*(root / "tests").rglob("*.py"), *(root / "ci").rglob("*"), *(root / "notebooks").rglob("*.[pi]*")]
-    tests = "".join(path.read_text() for path in files if path.is_file() and path.suffix != ".pyc")
+    tests = "".join(path.read_text() for path in files if path.is_file() and "__pycache__" not in path.parts)
     assert [path.name for path in sorted(CONFIGS.glob("*.yaml")) if path.name not in tests] == []
