@@ -97,7 +97,9 @@ def test_microscopy(three_nodes: Connection, tmp_path: Path) -> None:
     result = read_back(roots_of(three_nodes), "volume-train", "intensity")
     assert result.dtype == np.float16
     np.testing.assert_allclose(result, np.clip((even - low) / (high - low), 0, 1), atol=0.02)  # quantiles are those of a sketch
-    assert receipt.to_dict()["bytes"]["shipped"] < values.nbytes * 2, "borders, and not chunks"
+    # Two passes over boxes of at most 10 x 26 x 26, of chunks of 6 x 16 x 16: 8.8 times the volume if each is made on a node that holds
+    # nothing of it, as some are while nodes wait for work; 54 times with all of the 27 chunks that a box touches.
+    assert receipt.to_dict()["bytes"]["shipped"] < values.nbytes * 9, "boxes, and not chunks"
 
 
 def test_images(three_nodes: Connection, tmp_path: Path) -> None:
