@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -110,22 +110,9 @@ def _nothing(*_: object) -> None:
 # -- latencies ---------------------------------------------------------------------------------------------------------------------------
 
 
-class _Shared:
-    """A connection that somebody else closes."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> Connection:
-        return self.connection
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @contextmanager
 def _watching(connection: Connection, file: Path) -> Iterator[None]:
-    watching = Watching(load_all([file]), lambda: _Shared(connection), lambda text: None)  # type: ignore[arg-type, return-value]
+    watching = Watching(load_all([file]), lambda: nullcontext(connection), lambda text: None)
     thread = threading.Thread(target=watching.forever)
     thread.start()
     try:

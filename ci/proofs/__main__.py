@@ -93,6 +93,7 @@ def _add_kills(report: Report, job: str, counts: Counts, wanted: int, replicas: 
         f"{part} {with_replicas}: {counts.runs} runs in place ended, {counts.checked:,} replicas compared with NumPy"
     )
     report.notes += [f"{part} {with_replicas}: it hung; see {kept}" for kept in counts.kept]
+    report.notes += [f"{part} {with_replicas}: {text}" for text in counts.wrong_ones[:_SHOWN]]
     report.check(f"{part} {with_replicas}: {what_was_done}", sum(counts.killed.values()), ">=", wanted)
     for what, count in counts.wrongs().items():
         report.check(f"{part} {with_replicas}: {what}", count, "<=", 0)

@@ -228,10 +228,17 @@ class Killing:
             had = [(generation, _runs_of(read - values, states)) for generation, read in held if read is not None]
             newest = max((generation for generation, _ in had), default=0)
             at_newest = {runs for generation, runs in had if generation == newest}
-            self.counts.lost += not held
-            self.counts.torn += sum(runs < 0 for generation, runs in had if generation < newest)
-            self.counts.wrong += len(at_newest) > 1 or min(at_newest, default=due) < due
-            self.counts.few += sum(runs >= due for _, runs in had) < self._replicas
+            wrongs = {
+                "lost": int(not held),
+                "torn": sum(runs < 0 for generation, runs in had if generation < newest),
+                "wrong": int(len(at_newest) > 1 or min(at_newest, default=due) < due),
+                "few": int(sum(runs >= due for _, runs in had) < self._replicas),
+            }
+            for name, count in wrongs.items():
+                setattr(self.counts, name, getattr(self.counts, name) + count)
+            if any(wrongs.values()):
+                named = ", ".join(name for name, count in wrongs.items() if count)
+                self.counts.wrong_ones.append(f"chunk {chunk}, after {due} runs: {named}; (generation, runs) {had}")
 
     def _replicas_in(self, root: Path) -> dict[int, tuple[int, NDArray[np.int64] | None]]:
         """By chunk: the generation and the values of every replica that a node has. Those that it cannot show are counted, and None."""
@@ -245,6 +252,7 @@ class Killing:
                 missing = error.reason == MISSING
                 self.counts.lost += missing
                 self.counts.torn += not missing
+                self.counts.wrong_ones.append(str(error))
             found[chunk] = int(row["generation"]), values
             self.counts.checked += 1
         store.close()

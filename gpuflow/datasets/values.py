@@ -1,9 +1,8 @@
-"""The values of a few chunks of small arrays, such as coordinates, read where they lie and brought to whoever asks."""
+"""The values of small arrays, such as coordinates, read where they lie and brought to whoever asks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -17,17 +16,15 @@ from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
 
 MOST_NBYTES = 16 * 2**20
-"""Decoded, of what is looked at whole."""
+"""Decoded, of what is looked at whole without anybody having asked for it."""
 
-_Found = dict[int, tuple[int, Any]]
-"""By chunk: (generation, its values), or (-1, what is wrong with it)."""
+_Found = dict[int, tuple[int, NDArray[Any] | None, str]]
+"""By chunk: (generation, its values; None and what is wrong with it)."""
 
 
-def array_values(nodes: Nodes, record: DatasetRecord, array: str) -> NDArray[Any] | None:
-    """All of an array; None for one that is too large, or of a data type of no fixed size. ChunkLost, ChunkCorrupt."""
+def array_values(nodes: Nodes, record: DatasetRecord, array: str) -> NDArray[Any]:
+    """All of an array, whose data type is of a fixed size. ChunkLost, ChunkCorrupt."""
     metadata = record.array(array)
-    if metadata.dtype is None or prod(metadata.shape) * metadata.dtype.itemsize > MOST_NBYTES:
-        return None
     whole = np.empty(metadata.shape, metadata.dtype)
     for chunk, block in chunk_values(nodes, record, array, range(metadata.grid.size)).items():
         whole[metadata.grid.region(chunk)] = block
@@ -35,28 +32,28 @@ def array_values(nodes: Nodes, record: DatasetRecord, array: str) -> NDArray[Any
 
 
 def chunk_values(nodes: Nodes, record: DatasetRecord, array: str, chunks: Sequence[int]) -> dict[int, NDArray[Any]]:
-    """The valid part of each of `chunks`. ChunkLost, ChunkCorrupt when no node has one whole."""
+    """The valid part of each of `chunks`, at its newest generation. ChunkLost, ChunkCorrupt when no node has that whole."""
     answers, found = nodes.each_node(_read, record.name, array, list(chunks)), dict[int, NDArray[Any]]()
     for chunk in chunks:
-        told = [(node, *answer[chunk]) for node, answer in answers.items() if chunk in answer]
+        told = [(node, answer[chunk]) for node, answer in answers.items() if chunk in answer]
         if not told:
             raise ChunkLost(record.chunk_name(array, chunk), sorted(answers))
-        node, generation, value = max(told, key=lambda one: one[1])
-        if generation < 0:
-            raise ChunkCorrupt(record.chunk_name(array, chunk), node, str(value))
-        found[chunk] = value[tuple(slice(size) for size in record.array(array).grid.extent(chunk))]
+        node, (_, values, reason) = max(told, key=lambda one: (one[1][0], one[1][1] is not None))
+        if values is None:
+            raise ChunkCorrupt(record.chunk_name(array, chunk), node, reason)
+        found[chunk] = values[tuple(slice(size) for size in record.array(array).grid.extent(chunk))]
     return found
 
 
 def _read(store: NodeStore, dataset: str, array: str, chunks: Sequence[int]) -> _Found:
     found: _Found = {}
     codec = ArrayCodec(store.record(dataset).array(array))
-    for chunk in store.manifest.replicas_of(dataset, array, chunks):
+    for chunk, there in store.manifest.replicas_of(dataset, array, chunks).items():
         try:
             replica, data = store.read(dataset, array, chunk)
-            found[chunk] = replica.generation, np.array(decoded(codec, store.node_id, replica, data))
+            found[chunk] = replica.generation, np.array(decoded(codec, store.node_id, replica, data)), ""
         except ChunkCorrupt as error:
-            found[chunk] = -1, error.reason
+            found[chunk] = there.generation, None, error.reason
         except ChunkLost:
             continue
     return found

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import Nodes
-from gpuflow.datasets.coordinates import read_coordinate
 from gpuflow.datasets.survey import Survey
+from gpuflow.datasets.values import array_values
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.pipelines.plan import select
 from gpuflow.pipelines.slices import coordinate_of, found_range, lengths
@@ -23,7 +23,7 @@ def with_coordinates(nodes: Nodes, found: Survey, source: SourceSpec) -> Survey:
     if not source.sel or record is None:
         return found
     paths = [path for dim in source.sel if (path := coordinate_of(record, str(dim))) is not None]
-    return replace(found, coordinates={path: read_coordinate(nodes, record, path) for path in paths})
+    return replace(found, coordinates={path: array_values(nodes, record, path) for path in paths})
 
 
 def by_index(found: Survey, spec: PipelineSpec, record: DatasetRecord) -> PipelineSpec:

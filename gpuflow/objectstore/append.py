@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -68,7 +67,8 @@ def append_sources(
         sources = [source for source in sources if source is not begins]
         if not sources or first.status != "done":
             return first
-    with _adding(connection, name, same, run_id):
+    # Nobody else changes the dataset meanwhile; one that died with the same sources gives way.
+    with leased(connection, name, f"{ADDING}{same}", f"{ADDING}{run_id}"):
         receipt = _append(connection, sources, name, axis, run_id, progress, first)
     return replace(receipt, fingerprint=same)
 
@@ -80,13 +80,6 @@ def _beginning(record: DatasetRecord | None, sources: Sequence[Source]) -> Sourc
     if record.state == "writing" and record.origin.get("kind") == "ingest":
         return next((source for source in sources if source.identity() == record.origin["identity"]), None)
     return None
-
-
-@contextmanager
-def _adding(connection: Connection, name: str, same: str, run_id: str) -> Iterator[None]:
-    """Nobody else changes the dataset meanwhile; one that died with the same sources gives way."""
-    with leased(connection, name, f"{ADDING}{same}", f"{ADDING}{run_id}"):
-        yield
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,9 @@ def _label(value: Any) -> Any:
 
 
 def coordinate_of(record: DatasetRecord, dim: str) -> str | None:
-    """The array that has the values along a dimension: of this one dimension, and called like it."""
-    found = [path for path, array in record.metadata.items() if array.dims == (dim,) and path.rpartition("/")[2] == dim]
+    """The array that has the values along a dimension: of this one dimension, and called like it; of a data type of a fixed size."""
+    fitting = {path: array for path, array in record.metadata.items() if array.dims == (dim,) and array.dtype is not None}
+    found = [path for path in fitting if path.rpartition("/")[2] == dim]
     return min(found, key=len, default=None)
 
 

@@ -51,7 +51,7 @@ class Delivery:
         self._connection, self._name, self._dataset = connection, name, dataset
         self._hand, self._give_up, self._tries, self._most, self._say = hand, give_up, tries, most, say
         self.state = WatchState(name, dataset or "", "")
-        self._saved = 0.0
+        self._saved, self._undelivered = 0.0, False
 
     def follow(self, stop: threading.Event, since: str = "now") -> None:
         """Until `stop`. since: where to begin when it was never begun. NameTaken when another process does it."""
@@ -107,8 +107,6 @@ class Delivery:
                     self._undelivered = True
                     return False
         return True
-
-    _undelivered = False
 
     def _save(self, feed: Feed) -> None:
         if not self._undelivered:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.errors import ClusterError
@@ -14,7 +15,10 @@ _LASTED_SECONDS = 60.0  # a cluster that was there for so long is waited for as 
 
 
 def lasting(
-    connect: Callable[[], Connection], work: Callable[[Connection], None], stop: threading.Event, say: Callable[[str], None]
+    connect: Callable[[], AbstractContextManager[Connection]],
+    work: Callable[[Connection], None],
+    stop: threading.Event,
+    say: Callable[[str], None],
 ) -> None:
     """Do `work` until it ends by itself, or `stop` is set. ClusterError when there is no cluster at the beginning; later it is waited for,
     with growing pauses."""

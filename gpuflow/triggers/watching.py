@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,7 @@ class Watching:
     called with events."""
 
     pipelines: Sequence[tuple[Path, PipelineSpec]]
-    connect: Callable[[], Connection]
+    connect: Callable[[], AbstractContextManager[Connection]]
     say: Say
     at_once: int = 2
     handlers: Sequence[Handler] = ()

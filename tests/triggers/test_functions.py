@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from gpuflow.errors import ConfigError
 from gpuflow.triggers.functions import functions_of
 from gpuflow.triggers.state import load_state
 from gpuflow.triggers.watching import Watching
-from tests.triggers.test_watch import Shared, _made, _running, _wait
+from tests.triggers.test_watch import _made, _running, _wait
 
 FILE = """
 import gpuflow
@@ -38,7 +39,7 @@ def test_called_where_the_chunk_is_with_its_values(three_nodes: Connection, tmp_
     handlers = functions_of(tmp_path / "mine.py")
     array = _made(three_nodes, "called")
     said: list[str] = []
-    watching = Watching([], lambda: Shared(three_nodes), said.append, handlers=handlers)  # type: ignore[arg-type, return-value]
+    watching = Watching([], lambda: nullcontext(three_nodes), said.append, handlers=handlers)
     state = "function@mine.note"
     with _running(watching):
         _wait(lambda: load_state(three_nodes, state) is not None)
@@ -52,7 +53,7 @@ def test_called_where_the_chunk_is_with_its_values(three_nodes: Connection, tmp_
     assert first == "16.0 True c/3/0 (1, 8)"
     assert any(path.name.startswith("5-") and "32.0" in path.read_text() for path in (tmp_path / "out").iterdir())
     array[7] = 3  # while nobody listens
-    watching = Watching([], lambda: Shared(three_nodes), said.append, handlers=handlers)  # type: ignore[arg-type, return-value]
+    watching = Watching([], lambda: nullcontext(three_nodes), said.append, handlers=handlers)
     with _running(watching):
         _wait(lambda: (tmp_path / "out" / "7-3").exists())
 

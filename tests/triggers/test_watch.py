@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,19 +33,6 @@ from tests.helpers import read_back
 COUNT = 12
 
 
-class Shared:
-    """A connection that somebody else closes."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    def __enter__(self) -> Connection:
-        return self.connection
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 def _made(connection: Connection, name: str) -> Any:
     """A dataset of COUNT chunks of ones, to be written to."""
     dataset = gpuflow.open(name, connection=connection, mode="a")
@@ -64,7 +51,7 @@ def _pipeline(folder: Path, source: str, target: str | None, step: Any = "x * 2"
 
 def _watching(connection: Connection, *files: Path) -> tuple[Watching, list[str]]:
     said: list[str] = []
-    return Watching(load_all(files), lambda: Shared(connection), said.append), said  # type: ignore[arg-type, return-value]
+    return Watching(load_all(files), lambda: nullcontext(connection), said.append), said
 
 
 @contextmanager
