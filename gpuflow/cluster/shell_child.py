@@ -101,15 +101,8 @@ class Child:
 def _loaded(path: str, names: dict[str, Any], device: str) -> dict[str, Any]:
     import numpy as np
 
-    block: Any = np.load(path, allow_pickle=True)  # our own file
-    found: dict[str, Any] = {"np": np, **names, "index": tuple(names["index"]), "device": device}
-    if device.startswith("cuda"):
-        import cupy
-
-        found["cupy"] = cupy
-        with cupy.cuda.Device(int(device.partition(":")[2] or 0)):
-            block = cupy.asarray(block)
-    return {**found, "x": block}
+    block = np.load(path, allow_pickle=True)  # our own file
+    return {"np": np, **names, "index": tuple(names["index"]), "device": device, "x": block}
 
 
 def _run_command(command: list[str]) -> int:
