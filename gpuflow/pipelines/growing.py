@@ -4,6 +4,7 @@ Pure. How its arrays are cut and stored stays as it was begun, so that the chunk
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from gpuflow.datasets.growth import have_grown, is_grown
@@ -23,8 +24,8 @@ def _as_begun(array: ArrayPlan, there: DatasetRecord) -> ArrayPlan:
     if known is None or array.carried:
         return array
     stored = {**array.target.document, "chunk_grid": known["chunk_grid"], "codecs": known["codecs"]}
-    if stored == array.target.document or not is_grown(known, stored):
-        return array
+    if not is_grown(known, stored) or (stored["shape"] == known["shape"] and array.path not in there.grown):
+        return array  # which is refused where another form is wanted than there is
     return replace(array, target=ArrayMetadata(stored))
 
 
@@ -40,9 +41,9 @@ def grown_output(there: DatasetRecord, wanted: DatasetRecord) -> DatasetRecord |
         raise NameTaken(
             there.name, "has snapshots, which are of its arrays as they are, and its source has grown; delete them first"
         )
-    if there.state != "ready":
-        return there.next(arrays=wanted.arrays, growth={})
     longer = {path: document for path, document in wanted.arrays.items() if document != there.arrays[path]}
+    if there.state != "ready":
+        return there.next(arrays=wanted.arrays, growth={}, grown=_with(there.grown, longer))
     growth = {"arrays": longer}
     return there if dict(there.growth) == growth else there.next(growth=growth)
 
@@ -52,5 +53,10 @@ def ended(record: DatasetRecord, known: DatasetRecord) -> DatasetRecord | None:
     if record.growth:
         if known.growth != record.growth:
             return None  # its source has grown again, and another run sees to that
-        return known.next(arrays={**known.arrays, **record.growth["arrays"]}, growth={}, state="ready")
+        longer = record.growth["arrays"]
+        return known.next(arrays={**known.arrays, **longer}, growth={}, state="ready", grown=_with(known.grown, longer))
     return known.next(state="ready") if known.state != "ready" else None
+
+
+def _with(grown: tuple[str, ...], more: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({*grown, *more}))

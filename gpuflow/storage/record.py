@@ -31,7 +31,8 @@ class DatasetRecord:
     replicas: on how many nodes each chunk lies when a run has ended, "min"; up to "max", nodes to which it is shipped keep it.
     objects: what else lies in the hierarchy, by key: small, in base64.
     growth: what the dataset is becoming while its arrays grow, see growth.py; of no account to those who read it.
-    fits: what steps took from the source to make this dataset, by array and number of the step: see pipelines/refit.py."""
+    fits: what steps took from the source to make this dataset, by array and number of the step: see pipelines/refit.py.
+    grown: arrays of a pipeline's output that have grown since it was begun: they are stored as was fit for them then."""
 
     name: str
     version: int = 1
@@ -47,6 +48,7 @@ class DatasetRecord:
     objects: Mapping[str, str] = field(default_factory=dict)
     growth: Mapping[str, Any] = field(default_factory=dict)
     fits: Mapping[str, Any] = field(default_factory=dict)
+    grown: tuple[str, ...] = ()
 
     @cached_property
     def metadata(self) -> dict[str, ArrayMetadata]:
@@ -108,7 +110,8 @@ class DatasetRecord:
     @classmethod
     def from_json(cls, text: str) -> DatasetRecord:
         fields = json.loads(text)
-        return cls(**{**fields, "transforms": tuple(fields["transforms"])})
+        tuples = {name: tuple(fields[name]) for name in ("transforms", "grown") if name in fields}
+        return cls(**{**fields, **tuples})
 
 
 def join(path: str, name: str) -> str:

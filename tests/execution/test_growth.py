@@ -22,6 +22,7 @@ from gpuflow.execution.summary import run_statistics
 from gpuflow.objectstore.append import append_sources
 from gpuflow.objectstore.repair import scrub_dataset
 from gpuflow.objectstore.sources import open_source
+from gpuflow.pipelines import stored
 from gpuflow.pipelines.load import any_from_dict as from_any
 from gpuflow.pipelines.load import from_dict
 from tests.helpers import read_back
@@ -72,6 +73,25 @@ def test_only_what_is_new_is_done(
     same(three_nodes, f"{source}-out", f"{source}-whole", "t2m", "time", "y")
     assert (whole["done"], grown["done"]) == (done, again)
     assert run(three_nodes, source, {"dataset": f"{source}-out", **output}, *steps)["done"] == 0
+
+
+def test_an_output_that_has_grown_stays_cut_as_it_was_begun(
+    three_nodes: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be chosen for it now is another form, as for a longer array it may be."""
+    source, step = next(_names), {"map": "x + 1"}
+    output = {"dataset": f"{source}-out"}
+    rows(three_nodes, tmp_path, source, 0, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(stored, "inner_chunks", lambda shape, itemsize: (1, *shape[1:]))
+        run(three_nodes, source, output, step)
+    form = catalog.find(three_nodes, f"{source}-out").arrays["t2m"]["codecs"]
+    rows(three_nodes, tmp_path, source, 10, 18)
+    assert run(three_nodes, source, output, step)["done"] == 3 + 1
+    assert run(three_nodes, source, output, step)["done"] == 0
+    record = catalog.find(three_nodes, f"{source}-out")
+    assert (record.arrays["t2m"]["codecs"], set(record.grown)) == (form, {"t2m", "time"})
+    assert catalog.find(three_nodes, source).grown == ()
 
 
 def test_statistics_of_what_is_there_are_not_taken_again(three_nodes: Connection, tmp_path: Path) -> None:
