@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ def free_port() -> int:
 
 
 class Processes:
-    """The processes by name: "scheduler", "worker0" and on, "client"."""
+    """The processes by name: "scheduler", "worker0" and on, and the clients."""
 
-    def __init__(self, folder: Path, nodes: int, client: Callable[..., None], *arguments: Any) -> None:
-        """client: called with the scheduler's address, then `arguments`."""
+    def __init__(self, folder: Path, nodes: int, clients: Mapping[str, tuple[Any, ...]]) -> None:
+        """clients: what is called with the scheduler's address, then with the rest of the tuple."""
         self.roots = [folder / f"node{number}" for number in range(nodes)]  # each could be taken away
         for number, root in enumerate(self.roots):
             NodeStore(root, name=f"node{number}").close()
@@ -54,8 +54,7 @@ class Processes:
         options = ["--host", "127.0.0.1", "--no-dashboard"]
         self._starts: dict[str, tuple[Callable[..., None], tuple[Any, ...]]] = {
             SCHEDULER: (_serve, (scheduler_command(*options, "--no-show", "--port", str(port)),)),
-            CLIENT: (client, (self.address, *arguments)),
-        }
+        } | {name: (client, (self.address, *arguments)) for name, (client, *arguments) in clients.items()}
         for number, root in enumerate(self.roots):
             own = [*options, "--no-nanny", "--nthreads", "1", "--name", f"worker{number}", "--local-directory", str(folder)]
             self._starts[f"worker{number}"] = (_serve, (worker_command(self.address, root, *own),))

@@ -84,7 +84,7 @@ class Following:
         for file in files:
             file.write_text(_PIPELINES[file.stem])
         self._folder = folder
-        self._processes = Processes(folder, NODES, watcher, files)
+        self._processes = Processes(folder, NODES, {CLIENT: (watcher, files)})
         self._expected = {name: np.ones(CHUNKS, np.int64) for name in ("source", "placed")}
         self._fill()
 

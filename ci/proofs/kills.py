@@ -115,7 +115,7 @@ class Killing:
         self.counts = Counts()
         self._seed, self._random, self._replicas = seed, random.Random(f"kills {seed}"), replicas
         self._told, teller = Pipe(duplex=False)
-        self._processes = Processes(folder, NODES, client, seed, teller)
+        self._processes = Processes(folder, NODES, {CLIENT: (client, seed, teller)})
         self._fill()
         self._ended = -1  # number of the last run that is known to have ended
 

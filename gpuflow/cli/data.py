@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +16,7 @@ from gpuflow.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
     from gpuflow.cluster.connection import Connection
+    from gpuflow.objectstore.following import Round
 
 
 def _pixels(option: str, text: str | None) -> tuple[int, int] | None:
@@ -87,8 +91,8 @@ def ingest(
     if replicas or max_replicas:
         policy = {"min": replicas or 1, "max": max(replicas or 1, max_replicas or 1)}
     if follow:
-        with cluster(scheduler, nodes, workers, device, root) as connection:
-            return _follow(connection, source, name, {"axis": axis, "options": options, "replicas": policy}, once, as_json)
+        how = {"axis": axis, "options": options, "replicas": policy}
+        return _follow(lambda: cluster(scheduler, nodes, workers, device, root), source, name, how, once, as_json)
     opened = open_source(source, **options)
     opened.layout()  # a bad source is found before a cluster is started for it
     with cluster(scheduler, nodes, workers, device, root) as connection, ProgressBar() as bar:
@@ -99,28 +103,45 @@ def ingest(
     end_with(receipt, as_json, report)
 
 
-def _follow(connection: Connection, source: str, name: str, how: dict[str, Any], once: bool, as_json: bool) -> None:
+def _follow(
+    connect: Callable[[], AbstractContextManager[Connection]],
+    source: str,
+    name: str,
+    how: dict[str, Any],
+    once: bool,
+    as_json: bool,
+) -> None:
     """Report each look at which something happened. Exit status 1 when, once, something was left out."""
     from gpuflow.objectstore.following import Follower
+    from gpuflow.triggers.lasting import lasting
 
-    follower = Follower(connection, source, name, **how)
-    for found in [follower.look()] if once else follower.follow():
-        if as_json:
-            if once or found.appended or found.refused:
+    def follow(connection: Connection) -> None:
+        for found in Follower(connection, source, name, **how).follow():
+            if not as_json:
+                _tell(found)
+            elif found.appended or found.refused:
                 typer.echo(json.dumps(found.to_dict()))
-        else:
-            for path in found.appended:
-                typer.echo(f"appended {path}")
-            for path, reason in found.refused.items():
-                typer.echo(f"left out {path}: {reason}", err=True)
-            for note in [note for receipt in found.receipts for note in receipt.notes]:
-                typer.echo(note)
-            if once:
-                typer.echo(
-                    f"{name}: {len(found.appended)} appended, {len(found.refused)} left out, {len(found.waiting)} being written"
-                )
-        if once and found.refused:
-            raise typer.Exit(1)
+
+    if not once:
+        return lasting(connect, follow, threading.Event(), lambda text: typer.echo(text, err=True))
+    with connect() as connection:
+        found = Follower(connection, source, name, **how).look()
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        _tell(found)
+        typer.echo(f"{name}: {len(found.appended)} appended, {len(found.refused)} left out, {len(found.waiting)} being written")
+    if found.refused:
+        raise typer.Exit(1)
+
+
+def _tell(found: Round) -> None:
+    for path in found.appended:
+        typer.echo(f"appended {path}")
+    for path, reason in found.refused.items():
+        typer.echo(f"left out {path}: {reason}", err=True)
+    for note in [note for receipt in found.receipts for note in receipt.notes]:
+        typer.echo(note)
 
 
 def _check_append(append: bool, link: bool, axis: str | None, once: bool) -> None:

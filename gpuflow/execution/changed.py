@@ -21,6 +21,7 @@ from gpuflow.datasets import catalog
 from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey, survey_part
+from gpuflow.execution.again import outranking
 from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.memory import rooms
 from gpuflow.execution.passes import Run
@@ -143,6 +144,7 @@ def _carry_out(connection: Connection, decision: Decision, run: Run, began: floa
     check_permission(connection, plan)
     for path, numbers in sorted(decision.lost.items()):
         run.record_lost(path, sorted(numbers), found.nodes)
+    record = record if plan.spec.output.in_place else outranking(found, record, chunks)
     room = gather_nbytes(rooms(connection, None, run.how.memory))
     work = [item for part in chunks for item in work_of(run, plan, part, record, room)]
     if work:

@@ -23,6 +23,7 @@ from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
+from gpuflow.execution.again import above_floor, outranking
 from gpuflow.execution.auto import compressor_for
 from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.counted import bound_of
@@ -97,6 +98,7 @@ def _run(
     if plan.level is None and dict(record.fits) != dict(plan.fits):
         record = record.next(fits=plan.fits)
     chunks = plan_all_chunks(found, plan)
+    record = record if spec.output.in_place else outranking(found, record, chunks)
     lost = {(path, number) for part in chunks for path, numbers in part.lost.items() for number in numbers}
     for path, number in sorted(lost):
         run.record_lost(path, [number], found.nodes)
@@ -230,6 +232,7 @@ def _check_complete(connection: Connection, level: int, record: DatasetRecord) -
 def work_of(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: int) -> list[Batch]:
     """The tasks of one array. What is changed in place stays on its node, in one manifest's transactions. room: bytes that a task may
     gather."""
+    part = above_floor(part, record)
     array, in_place, durable = part.array, plan.spec.output.in_place, plan.spec.run.durability == "durable"
     records = (plan.source,) if in_place else (plan.source, record)
     job: Job

@@ -36,11 +36,8 @@ from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.storage import dropping
 from gpuflow.storage.leases import ADDING
 from gpuflow.storage.node import NodeStore
-from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.record import STRIDE, DatasetRecord
 
-_STRIDE = 2**16
-"""An append that takes the place of one which was not finished begins so many generations above it: a node that is away, and has chunks of
-that one, must not pass for a holder of the new ones when it is back."""
 _PUBLISH_TRIES = 20  # statistics or snapshots of others may come between
 
 
@@ -205,7 +202,7 @@ def _planned(
     base = int((record.growth.get("origin") or record.origin).get("along", {}).get("base", 0))
     wanted = _growth(documents, origin, base)
     if record.growth and dict(record.growth) != wanted:
-        base += _STRIDE
+        base += STRIDE
         wanted = _growth(documents, origin, base)
     grown = record if dict(record.growth) == wanted else record.next(growth=wanted)
     return _Growth(grown, axes, length, parts, tuple(fresh), base)

@@ -16,6 +16,10 @@ from gpuflow.storage.metadata import ArrayMetadata
 
 _AGAIN = ("options", "pipeline")
 
+STRIDE = 2**16
+"""So many generations lie between those of a chunk that was made once and those of what takes its place unseen: a node that is away, and
+has the former, must not pass for a holder of the latter when it is back."""
+
 
 @dataclass(frozen=True)
 class DatasetRecord:
@@ -32,7 +36,8 @@ class DatasetRecord:
     objects: what else lies in the hierarchy, by key: small, in base64.
     growth: what the dataset is becoming while its arrays grow, see growth.py; of no account to those who read it.
     fits: what steps took from the source to make this dataset, by array and number of the step: see pipelines/refit.py.
-    grown: arrays of a pipeline's output that have grown since it was begun: they are stored as was fit for them then."""
+    grown: arrays of a pipeline's output that have grown since it was begun: they are stored as was fit for them then.
+    floor: a generation that chunks are above which are made where none is known: see execution/again.py; a multiple of STRIDE."""
 
     name: str
     version: int = 1
@@ -49,6 +54,7 @@ class DatasetRecord:
     growth: Mapping[str, Any] = field(default_factory=dict)
     fits: Mapping[str, Any] = field(default_factory=dict)
     grown: tuple[str, ...] = ()
+    floor: int = 0
 
     @cached_property
     def metadata(self) -> dict[str, ArrayMetadata]:
@@ -112,6 +118,11 @@ class DatasetRecord:
         fields = json.loads(text)
         tuples = {name: tuple(fields[name]) for name in ("transforms", "grown") if name in fields}
         return cls(**{**fields, **tuples})
+
+
+def is_first(generation: int) -> bool:
+    """Whether a chunk is at the first generation that anybody knew of."""
+    return generation % STRIDE == 1
 
 
 def join(path: str, name: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.storage.news import REMOVED as REMOVED_NEWS
+from gpuflow.storage.record import is_first
 from gpuflow.storage.tail import News, Page
 from gpuflow.triggers.event import CREATED, PUBLISHED, REMOVED, UPDATED, Event
 
@@ -70,7 +71,7 @@ class Merging:
         texts = [[value.hex() for value in rows[name].tolist()] for name in ("digest", "recipe")]
         for array, chunk, generation, nbytes, seq, digest, recipe, at in zip(*columns, *texts, place, strict=True):
             dataset, path = page.arrays[array]
-            kind = CREATED if generation == 1 else UPDATED
+            kind = CREATED if is_first(generation) else UPDATED
             yield Event(
                 seq, node, dataset, path, chunk, generation, digest, nbytes, recipe, known[1][at], known[0][at] or None, kind
             )
