@@ -8,6 +8,7 @@
     plan       what a pipeline would do, and a preview of it
     Pipeline   what is to be done to a dataset, as in the YAML file
     run        do it, and return the receipt
+    watch      do it to what changes, as it changes
     events     what is committed, as it is committed
     on         a function to be called with a dataset's events
     loader     batches of a dataset's samples for a training loop
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from gpuflow.facade import calibrate as calibrate
     from gpuflow.facade import ingest as ingest
     from gpuflow.facade import run as run
+    from gpuflow.facade import watch as watch
     from gpuflow.pipelines.pipeline import Pipeline as Pipeline
     from gpuflow.training.loader import loader as loader
     from gpuflow.triggers.feed import events as events
@@ -44,9 +46,11 @@ __all__ = [
     "ingest",
     "loader",
     "nodes",
+    "on",
     "open",
     "plan",
     "run",
+    "watch",
 ]
 
 _ROOMS = {
@@ -61,6 +65,7 @@ _ROOMS = {
     "open": "gpuflow.explore.dataset",
     "plan": "gpuflow.explore.plans",
     "run": "gpuflow.facade",
+    "watch": "gpuflow.facade",
 }
 _CALLED = {"open": "open_dataset"}
 """Where a name shadows one of Python's own, it has another one in its room."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ from gpuflow.pipelines.load import load_any, writing
 from gpuflow.pipelines.pipeline import Pipeline, Statistics
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline
+from gpuflow.triggers.chains import in_order
+from gpuflow.triggers.functions import handlers_of
+from gpuflow.triggers.watching import Watching
 
 AnyForm = Pipeline | Statistics | PipelineSpec | StatisticsPipeline | str | os.PathLike[str]
 """A pipeline, or the path of its YAML file."""
@@ -81,6 +85,39 @@ def run(
         if isinstance(spec, StatisticsPipeline):
             return ReceiptCard.of(raise_for(run_statistics(cluster, spec, progress=bar)))
         return ReceiptCard.of(raise_for(run_and_heal(cluster, spec, stack=stack, progress=bar)))
+
+
+def watch(
+    *pipelines: Pipeline | PipelineSpec | str | os.PathLike[str],
+    functions: Sequence[Callable[..., Any]] = (),
+    once: bool = False,
+    refit: bool = False,
+    at_once: int = 2,
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] = print,
+    connection: Connection | None = None,
+) -> bool:
+    """Run pipelines on what changes in their sources, and on nothing else, until `stop` is set, or interrupted; in a notebook, in a thread.
+
+    once: deal with what has changed by now, and return. functions: those with `@gpuflow.on` to be called beside; not with `once`. refit:
+    after an edit, make all of the outputs again. at_once: so many pipelines run at a time. say: takes what is to be told.
+
+    Whether nothing is left to do; without `once`, whether no pipeline had to be given up. ConfigError for pipelines that cannot be watched
+    together; with `once`, NameTaken for one that is watched already."""
+    named = {_name(one, number): (one, as_spec(one)) for number, one in enumerate(pipelines, 1)}
+    given = {name: Path(one) for name, (one, _) in named.items() if isinstance(one, str | os.PathLike)}
+    ordered = [(given.get(name), spec) for name, spec in in_order([(name, spec) for name, (_, spec) in named.items()])]
+    if not ordered and not functions:
+        raise ConfigError([Problem("there is nothing to watch", hint="give pipelines")])
+    watching = Watching(ordered, lambda: _connected(connection), say, at_once, handlers_of(functions), stop or threading.Event())
+    if once:
+        return watching.once(refit)
+    watching.forever(refit)
+    return not watching.failed
+
+
+def _name(pipeline: object, number: int) -> str:
+    return os.fspath(pipeline) if isinstance(pipeline, str | os.PathLike) else f"pipeline {number}"
 
 
 def calibrate(*, connection: Connection | None = None) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What the page `/gpuflow` shows: runs, where an array's chunks lie, each node's share and queue, bytes read and shipped.
+"""What the page `/gpuflow` shows: runs, watched pipelines, where an array's chunks lie, each node's share and queue, bytes read and
+shipped.
 
 Made for each browser that opens it, and brought up to date only while one looks. What is sent to it is bounded: some chunks of one array,
 the busiest nodes, the last runs, five minutes. The only module that imports Bokeh."""
@@ -16,7 +17,7 @@ from distributed.dashboard.components import DashboardComponent, add_periodic_ca
 from distributed.dashboard.components.scheduler import env
 
 from gpuflow import __version__
-from gpuflow.cluster.dashboard_text import headline, legend, runs_table
+from gpuflow.cluster.dashboard_text import headline, legend, runs_table, watches_table
 from gpuflow.cluster.figures import SECONDS
 from gpuflow.cluster.inventory import ArrayName
 from gpuflow.cluster.observed import NodeFigures, Observed
@@ -87,8 +88,8 @@ class Page(DashboardComponent):
     def __init__(self, plugin: GpuflowPlugin) -> None:
         super().__init__()
         self.plugin = plugin
-        self.head, self.runs, self.legend = (
-            Div(text="", name=name, sizing_mode="stretch_width") for name in ("head", "runs", "legend")
+        self.head, self.runs, self.watches, self.legend = (
+            Div(text="", name=name, sizing_mode="stretch_width") for name in ("head", "runs", "watches", "legend")
         )
         self.select = Select(title="chunks of", value=_AUTOMATIC, options=[_AUTOMATIC], width=320, stylesheets=[_DARK_INPUT])
         self.select.on_change("value", lambda attribute, old, new: self.update())
@@ -100,6 +101,7 @@ class Page(DashboardComponent):
         self.root = column(
             self.head,
             self.runs,
+            self.watches,
             row(column(self.select, self.map, self.legend, sizing_mode="stretch_width"), self.held, sizing_mode="stretch_width"),
             row(self.queue, self.rate, sizing_mode="stretch_width"),
             sizing_mode="stretch_width",
@@ -144,6 +146,7 @@ class Page(DashboardComponent):
         observed = Observed.of(plugin)
         _put(self.head, "text", headline(observed, plugin.routing, plugin.broken, __version__))
         _put(self.runs, "text", runs_table(reversed(plugin.figures.runs.values()), now))
+        _put(self.watches, "text", watches_table(reversed(plugin.figures.watches.values()), now))
         self._update_nodes(observed.nodes)
         seconds, local, shipped = plugin.figures.history(now)
         _fill(self.bytes, {"second": seconds, "local": local, "shipped": shipped})

@@ -1,19 +1,20 @@
-"""The parts of the page `/gpuflow` that are text: HTML of the cluster in a line, of the last runs, of what colours stand for.
+"""The parts of the page `/gpuflow` that are text: HTML of the cluster in a line, of the last runs, of watched pipelines, of what colours
+stand for.
 
 Pure. Names come from users: all of them are escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from itertools import islice
 
-from gpuflow.cluster.figures import RunFigures
+from gpuflow.cluster.figures import RunFigures, WatchFigures
 from gpuflow.cluster.foreign import RUN
 from gpuflow.cluster.observed import Observed
 from gpuflow.units import counted, format_seconds
 
-_RUNS = 6
+_RUNS, _WATCHES = 6, 20
 _BAR, _WRONG = "#228833", "#e5484d"
 
 
@@ -42,11 +43,32 @@ def runs_table(runs: Iterable[RunFigures], now: float) -> str:
     rows = [_row(run, now) for run in islice(runs, _RUNS)]
     if not rows:
         return '<p style="margin:4px 0;opacity:.7">no run since the scheduler was started</p>'
-    head = "".join(
-        f'<th style="text-align:left;padding:2px 18px 2px 0;opacity:.7">{name}</th>'
-        for name in ("run", "array", "chunks", "", "done where they lie", "time", "")
+    return _table(("run", "array", "chunks", "", "done where they lie", "time", ""), rows)
+
+
+def watches_table(watches: Iterable[WatchFigures], now: float) -> str:
+    """Watched pipelines, those that told last first; "" without any."""
+    rows = [_watch(watch, now) for watch in islice(watches, _WATCHES)]
+    return _table(("writes", "watches", "runs", "chunks", "due", "given up", ""), rows) if rows else ""
+
+
+def _watch(watch: WatchFigures, now: float) -> str:
+    state = escape(watch.problem) or "watching"
+    if not watch.is_watched(now):
+        state = f"no watcher for {format_seconds(now - watch.told)}"
+    given_up = f'<b style="color:{_WRONG}">{watch.given_up:,}</b>' if watch.given_up else "0"
+    return _cells(
+        [escape(watch.name), escape(watch.source), f"{watch.runs:,}", f"{watch.chunks:,}", f"{watch.left:,}", given_up, state]
     )
+
+
+def _table(names: Sequence[str], rows: Sequence[str]) -> str:
+    head = "".join(f'<th style="text-align:left;padding:2px 18px 2px 0;opacity:.7">{name}</th>' for name in names)
     return f'<table style="border-collapse:collapse;margin:4px 0"><tr>{head}</tr>{"".join(rows)}</table>'
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return "<tr>" + "".join(f'<td style="padding:2px 18px 2px 0;white-space:nowrap">{cell}</td>' for cell in cells) + "</tr>"
 
 
 def _row(run: RunFigures, now: float) -> str:
@@ -65,7 +87,7 @@ def _row(run: RunFigures, now: float) -> str:
         format_seconds(run.seconds(now)),
         "running" if run.ended is None else "",
     ]
-    return "<tr>" + "".join(f'<td style="padding:2px 18px 2px 0;white-space:nowrap">{cell}</td>' for cell in cells) + "</tr>"
+    return _cells(cells)
 
 
 def legend(colours: Mapping[str, str]) -> str:

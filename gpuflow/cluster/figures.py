@@ -14,6 +14,9 @@ from gpuflow.cluster.messages import ChunkGroup
 SECONDS = 300
 """Of the past that is kept, second by second."""
 _RUNS = 20  # the last ones
+_WATCHES = 100  # those that told last
+WATCH_SECONDS = 5.0
+"""A watcher tells how it fares at least so often."""
 
 
 @dataclass(slots=True)
@@ -34,12 +37,32 @@ class RunFigures:
         return (self.ended if self.ended is not None else now) - self.began
 
 
+@dataclass(frozen=True, slots=True)
+class WatchFigures:
+    """Of the pipeline that writes dataset `name`, as its watcher told last, at second `told` of the given clock. runs, chunks: since it was
+    first watched; left: chunks of `source` that are known to be due; given_up: chunks; problem: what holds it up, or ""."""
+
+    name: str
+    source: str
+    told: float
+    runs: int = 0
+    chunks: int = 0
+    left: int = 0
+    given_up: int = 0
+    problem: str = ""
+
+    def is_watched(self, now: float) -> bool:
+        """Whether its watcher tells still."""
+        return now - self.told < 3 * WATCH_SECONDS
+
+
 class Figures:
     """local: chunks and encoded bytes that tasks read where they lie; shipped: those that came from other nodes."""
 
     def __init__(self) -> None:
         self.runs: OrderedDict[str, RunFigures] = OrderedDict()
         self.local, self.shipped = Counter[str](), Counter[str]()
+        self.watches: OrderedDict[str, WatchFigures] = OrderedDict()
         self.done = 0
         """Chunks of all tasks that have ended."""
         self._seconds: deque[tuple[int, float, float]] = deque(
@@ -78,6 +101,13 @@ class Figures:
         """A run has no task any more, for now."""
         if run in self.runs:
             self.runs[run].ended = now
+
+    def watched(self, watch: WatchFigures) -> None:
+        """A watcher told how it fares."""
+        self.watches[watch.name] = watch
+        self.watches.move_to_end(watch.name)
+        while len(self.watches) > _WATCHES:
+            self.watches.popitem(last=False)
 
     def _add(self, now: float, local: float, shipped: float) -> None:
         second = int(now)

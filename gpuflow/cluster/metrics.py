@@ -5,12 +5,14 @@ with several schedulers in it, as in tests, the last one is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from gpuflow import __version__
+from gpuflow.cluster.figures import WatchFigures
 from gpuflow.cluster.observed import Observed
 
 if TYPE_CHECKING:
@@ -83,3 +85,26 @@ def _families(plugin: GpuflowPlugin) -> Iterator[Any]:
         queued.add_metric([node.name, "running"], node.running)
     yield chunks
     yield queued
+    yield from _watches(plugin.figures.watches.values())
+
+
+def _watches(watches: Iterable[WatchFigures]) -> Iterator[Any]:
+    """A series for each pipeline that is or was watched, by the dataset that it writes."""
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    label, now = ["pipeline"], time.monotonic()
+    up = GaugeMetricFamily("gpuflow_watch_up", "1 when the pipeline has a watcher", labels=label)
+    stuck = GaugeMetricFamily("gpuflow_watch_problem", "1 when something holds the pipeline up", labels=label)
+    left = GaugeMetricFamily("gpuflow_watch_chunks_left", "Chunks of the source that are due", labels=label)
+    given_up = GaugeMetricFamily("gpuflow_watch_chunks_given_up", "Chunks that failed too often", labels=label)
+    runs = CounterMetricFamily("gpuflow_watch_runs", "Runs of the watched pipeline", labels=label)
+    done = CounterMetricFamily("gpuflow_watch_chunks_done", "Chunks that these runs made", labels=label)
+    for watch in watches:
+        name = [watch.name]
+        up.add_metric(name, float(watch.is_watched(now)))
+        stuck.add_metric(name, float(bool(watch.problem)))
+        left.add_metric(name, watch.left)
+        given_up.add_metric(name, watch.given_up)
+        runs.add_metric(name, watch.runs)
+        done.add_metric(name, watch.chunks)
+    yield from (up, stuck, left, given_up, runs, done)

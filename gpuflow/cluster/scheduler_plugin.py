@@ -23,7 +23,7 @@ from distributed.scheduler import TaskState, WorkerState
 from gpuflow import __version__
 from gpuflow.cluster import dashboard, foreign, metrics
 from gpuflow.cluster.claims import Claims
-from gpuflow.cluster.figures import Figures
+from gpuflow.cluster.figures import Figures, WatchFigures
 from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.foreign import foreign_groups
 from gpuflow.cluster.inventory import Inventory
@@ -491,6 +491,10 @@ class GpuflowPlugin(SchedulerPlugin):
         packed = {"generations": packed_column(generations), "holders": packed_column(holders)}
         return {**packed, "sets": [sorted(nodes) for nodes in sets]}
 
+    async def handle_watching(self, watch: Mapping[str, Any]) -> None:
+        """The watcher of a pipeline tells how it fares: fields of WatchFigures."""
+        self.figures.watched(WatchFigures(**watch, told=time.monotonic()))
+
     async def handle_run(self, run: str) -> Mapping[str, Any]:
         """How a run fares: what broke, why its chunks went where, its stranded tasks."""
         if self._stranded() and self._give_up():
@@ -524,6 +528,7 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.handlers["gf_holders"] = plugin.handle_holders
     scheduler.handlers["gf_whereabouts"] = plugin.handle_whereabouts
     scheduler.handlers["gf_run"] = plugin.handle_run
+    scheduler.handlers["gf_watching"] = plugin.handle_watching
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
     scheduler.stream_handlers["gf_lacks"] = plugin.handle_lacks
     scheduler.add_plugin(plugin)

@@ -80,6 +80,20 @@ def functions_of(file: Path) -> list[Handler]:
     return found
 
 
+def handlers_of(functions: Sequence[Function]) -> list[Handler]:
+    """Of functions of this process. ConfigError for one that is not registered."""
+    found = []
+    for function in functions:
+        handlers = [handler for handler in _REGISTERED if handler.function is function]
+        if not handlers:
+            name = getattr(function, "__name__", repr(function))
+            raise ConfigError(
+                [Problem(f"{name} is called with no dataset's events", hint='write `@gpuflow.on("DATASET")` before it')]
+            )
+        found += handlers
+    return found
+
+
 class Chunk:
     """A chunk of an event, on the node where the function runs; read when it is asked for."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.figures import WATCH_SECONDS
 from gpuflow.datasets import catalog
 from gpuflow.errors import ConfigError, GpuflowError, NameTaken, NotFound, Problem
 from gpuflow.execution.changed import parameters_of, run_changed
@@ -66,7 +67,7 @@ class Watcher:
         self.on = self.spec.on or OnSpec(dataset=self.spec.source.dataset)
         self.name, self.source = target_of(self.spec), self.spec.source.dataset
         self._gathering, self._own = Gathering(self.on), dict[str, None]()
-        self._read, self._waits = self._stamp(), ""
+        self._read, self._waits, self._told = self._stamp(), "", 0.0
         self.state = WatchState(self.name, self.source, identity_of(self.spec))
 
     # -- the beginning ----------------------------------------------------------------------------------------------------------
@@ -84,7 +85,7 @@ class Watcher:
             with events(
                 "now", connection=self.connection
             ) as feed:  # what changes from here on is told, however long the run takes
-                self.state = save_state(self.connection, replace(self.state, cursor=feed.cursor, whole=True))
+                self._save(replace(self.state, cursor=feed.cursor, whole=True))
             self._gathering.must_run_whole()
             return
         self.state = replace(known, source=self.source)
@@ -140,6 +141,8 @@ class Watcher:
                     self._drain(feed)
                 elif wait is None or wait > 0:
                     self._check_file()
+                    if time.monotonic() - self._told > WATCH_SECONDS:
+                        self._tell()
                 wait = self._gathering.wait_seconds(time.monotonic())
                 if wait == 0 and not stop.is_set():
                     self._work(feed.cursor)
@@ -153,7 +156,7 @@ class Watcher:
         if not self._gathering.is_idle:
             self._work(cursor)
         elif cursor != self.state.cursor:
-            self.state = save_state(self.connection, replace(self.state, cursor=cursor))
+            self._save(replace(self.state, cursor=cursor))
         return self._gathering.is_idle and not self.state.given_up
 
     def _feed(self, follow: bool) -> Feed:
@@ -204,6 +207,17 @@ class Watcher:
             self.spec = spec
             raise ConfigError([self._edited()])
 
+    def _save(self, state: WatchState) -> None:
+        self.state = save_state(self.connection, state)
+        self._tell()
+
+    def _tell(self) -> None:
+        """The scheduler, for who looks at its dashboard or metrics."""
+        state, self._told = self.state, time.monotonic()
+        watch = {"name": self.name, "source": self.source, "problem": state.problem, "given_up": len(state.given_up)}
+        watch |= {name: state.counts.get(name, 0) for name in ("runs", "chunks")}
+        self.connection.ask("gf_watching", watch={**watch, "left": self._gathering.count})
+
     # -- a batch ----------------------------------------------------------------------------------------------------------------
 
     def _work(self, cursor: str) -> None:
@@ -227,7 +241,7 @@ class Watcher:
             array: sorted(chunks) for array in {*self._gathering.left, *self._gathering.fresh} if (chunks := self._undone(array))
         }
         state = replace(self.state, cursor=cursor, left=left, problem=problem, whole=self._gathering.whole)
-        self.state = save_state(self.connection, state)
+        self._save(state)
 
     def _run_due(self) -> bool:
         if self._gathering.whole:

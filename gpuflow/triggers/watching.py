@@ -42,10 +42,10 @@ def load_all(files: Sequence[Path], *, may_be_none: bool = False) -> list[tuple[
 
 @dataclass
 class Watching:
-    """Of `pipelines`. connect: a cluster, anew after one was lost. at_once: how many of them run at a time. handlers: functions that are
-    called with events."""
+    """Of `pipelines`, each with its file, which is looked at for edits. connect: a cluster, anew after one was lost. at_once: how many of
+    them run at a time. handlers: functions that are called with events."""
 
-    pipelines: Sequence[tuple[Path, PipelineSpec]]
+    pipelines: Sequence[tuple[Path | None, PipelineSpec]]
     connect: Callable[[], AbstractContextManager[Connection]]
     say: Say
     at_once: int = 2
@@ -100,7 +100,7 @@ class Watching:
     def _follow(
         self,
         connection: Connection,
-        file: Path,
+        file: Path | None,
         spec: PipelineSpec,
         slots: threading.Semaphore,
         ended: threading.Event,

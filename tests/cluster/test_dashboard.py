@@ -106,6 +106,22 @@ def test_metrics_are_among_dasks(served: tuple[Connection, str]) -> None:
     assert values[f'gpuflow_info{{routing="late",version="{gpuflow.__version__}"}}'] == "1.0"
 
 
+def test_a_watched_pipeline_is_in_the_metrics_and_on_the_page(served: tuple[Connection, str]) -> None:
+    connection, url = served
+    watched = gpuflow.Pipeline("field").map("x + 3").to("watched")
+    assert gpuflow.watch(watched, once=True, say=lambda text: None, connection=connection)
+    values = dict(line.rsplit(" ", 1) for line in read(f"{url}/metrics").splitlines() if line.startswith("gpuflow_watch"))
+    assert {name.split("_watch_")[1]: float(value) for name, value in values.items()} == {
+        'up{pipeline="watched"}': 1.0,
+        'problem{pipeline="watched"}': 0.0,
+        'chunks_left{pipeline="watched"}': 0.0,
+        'chunks_given_up{pipeline="watched"}': 0.0,
+        'runs_total{pipeline="watched"}': 1.0,
+        'chunks_done_total{pipeline="watched"}': CHUNKS,
+    }
+    assert ">watched<" in document(url).get_model_by_name("watches").text
+
+
 def _runs(opened: Any) -> str:
     return str(opened.execute_script("return Bokeh.documents[0]?.get_model_by_name('runs')?.text || ''"))
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from gpuflow.cluster.dashboard_text import headline, runs_table
-from gpuflow.cluster.figures import SECONDS, Figures, Held, census
+from gpuflow.cluster.dashboard_text import headline, runs_table, watches_table
+from gpuflow.cluster.figures import SECONDS, WATCH_SECONDS, Figures, Held, WatchFigures, census
 from gpuflow.cluster.inventory import Inventory
 from gpuflow.cluster.observed import NodeFigures, Observed
 
@@ -100,3 +100,19 @@ def test_names_are_text_in_the_page() -> None:
     assert "1 node, 1 worker, 2 threads" in text
     assert "3 chunks are on no live node" in text
     assert "the scheduler plugin is not working" in text
+
+
+def test_watched_pipelines_are_shown_as_they_told_last() -> None:
+    figures = Figures()
+    assert watches_table(figures.watches.values(), 0.0) == ""
+    for number in range(300):
+        figures.watched(WatchFigures(f"d{number}", "raw", float(number)))
+    figures.watched(WatchFigures("d299", "raw", 400.0, runs=3, chunks=7000, left=2, given_up=1, problem="<script>"))
+    figures.watched(WatchFigures("d250", "raw", 401.0))
+    assert len(figures.watches) == 100
+    assert list(figures.watches)[-2:] == ["d299", "d250"]
+    assert figures.watches["d299"].is_watched(400.0 + WATCH_SECONDS)
+    text = watches_table([figures.watches["d299"]], 401.0)
+    for part in ("7,000", ">d299<", ">raw<", "&lt;script&gt;"):
+        assert part in text
+    assert "no watcher for 1 min" in watches_table([figures.watches["d299"]], 460.0)

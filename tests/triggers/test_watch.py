@@ -111,6 +111,32 @@ def test_a_chain_follows_its_source_and_does_nothing_else(three_nodes: Connectio
     assert after.counts["chunks"] == before.counts["chunks"], "nothing is done twice"
 
 
+def test_from_python(three_nodes: Connection, tmp_path: Path) -> None:
+    array, said, stop = _made(three_nodes, "py-a"), list[str](), threading.Event()
+    first = gpuflow.Pipeline("py-a").map("x * 2").to("py-b")
+    second = _pipeline(tmp_path, "py-b", "py-c", "x + 1")
+    called = list[int]()
+
+    @gpuflow.on("py-c", name="from-python")
+    def count(event: Any, chunk: Any) -> None:
+        pass
+
+    assert gpuflow.watch(second, first, once=True, say=said.append, connection=three_nodes)
+    assert _values(three_nodes, "py-c") == [3.0] * COUNT
+    options: dict[str, Any] = {"functions": [count], "stop": stop, "say": said.append, "connection": three_nodes}
+    thread = threading.Thread(target=lambda: called.append(gpuflow.watch(first, second, **options)))
+    thread.start()
+    array[5] = 4
+    _wait(lambda: _values(three_nodes, "py-c")[5] == 9.0)
+    stop.set()
+    thread.join(30)
+    assert called == [True]
+    assert any("from-python: called with what happens to py-c" in text for text in said)
+    for wrong in (lambda: gpuflow.watch(), lambda: gpuflow.watch(first, first), lambda: gpuflow.watch(functions=[print])):
+        with pytest.raises(ConfigError, match=r"nothing to watch|both write|before it"):
+            wrong()
+
+
 def test_in_place_its_own_commits_do_not_trigger_it(three_nodes: Connection, tmp_path: Path) -> None:
     array = _made(three_nodes, "own")
     watching, said = _watching(three_nodes, _pipeline(tmp_path, "own", None, "x + 1"))
