@@ -21,6 +21,7 @@ from gpuflow.cli.common import (
     nodes_to_look_at,
     show,
 )
+from gpuflow.units import counted
 
 File = Annotated[Path, typer.Argument(help="The pipeline's YAML file.")]
 Stack = Annotated[bool, typer.Option("--stack", help="In place: apply it on top of the pipeline that was applied before.")]
@@ -42,7 +43,7 @@ def validate(file: File, settings: Settings = None, as_json: AsJson = False) -> 
         show("", spec.to_dict(), as_json)
     else:
         target = (spec.output.dataset or "in place") if isinstance(spec, PipelineSpec) else "statistics"
-        typer.echo(f"{file}: correct: {spec.source.dataset}, {len(spec.steps)} steps, {target}")
+        typer.echo(f"{file}: correct: {spec.source.dataset}, {counted(len(spec.steps), 'step')}, {target}")
 
 
 def schema() -> None:
