@@ -43,7 +43,8 @@ def validate(file: File, settings: Settings = None, as_json: AsJson = False) -> 
         show("", spec.to_dict(), as_json)
     else:
         target = (spec.output.dataset or "in place") if isinstance(spec, PipelineSpec) else "statistics"
-        typer.echo(f"{file}: correct: {spec.source.dataset}, {counted(len(spec.steps), 'step')}, {target}")
+        steps = counted(len(spec.steps), "step")
+        typer.echo(f"{file}: correct: {spec.source.dataset}, {steps}, {target}")
 
 
 def schema() -> None:
