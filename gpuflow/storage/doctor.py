@@ -253,9 +253,9 @@ class _Reader:
         """(chunk, generation, nbytes, digest) of one chunk or of all."""
         statement = (
             "SELECT chunk, generation, nbytes, digest FROM replica JOIN array ON array.id = replica.array "
-            "WHERE dataset = ?1 AND path = ?2 AND (?3 IS NULL OR chunk = ?3)"
+            "WHERE dataset = ? AND path = ? AND (? IS NULL OR chunk = ?)"
         )
-        return self._manifest.execute(statement, (dataset, array, chunk)).fetchall()
+        return self._manifest.execute(statement, (dataset, array, chunk, chunk)).fetchall()
 
     def _documents(self, record: DatasetRecord) -> Iterator[Finding]:
         wanted: dict[str, Mapping[str, Any]] = dict(record.arrays)

@@ -191,5 +191,6 @@ def _enter_snapshot(root: Path, manifest: Manifest, record: DatasetRecord, tag: 
             for chunk, path in _files(tree, record, array):
                 data = read_file(path)
                 row = (chunk, 1, len(data), digest(data), UNKNOWN, UNKNOWN)
-                seal = "seal_of(seal_of_names(?1, ?2), ?3, ?4, ?5, 0, 0, ?6, ?7, ?8)"
-                manifest.query(f"INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, {seal})", identity, array, *row)
+                seal = "seal_of(seal_of_names(?, ?), ?, ?, ?, 0, 0, ?, ?, ?)"
+                values = (identity, array, *row)
+                manifest.query(f"INSERT INTO kept VALUES (?, ?, ?, ?, ?, ?, ?, ?, {seal})", *values, *values)

@@ -144,11 +144,12 @@ def _enter(store: NodeStore, record: DatasetRecord, tag: str, identity: str) -> 
     if query("SELECT 1 FROM snapshot WHERE dataset = ? AND tag = ?", record.name, tag):
         raise NameTaken(record.name, f"is getting a snapshot {tag!r} from another command too; run again when that has ended")
     enter_snapshot(store.manifest, identity, record.name, tag, record.version + 1)
-    seal = "seal_of(seal_of_names(?1, path), chunk, generation, nbytes, 0, 0, digest, recipe, inputs)"
+    seal = "seal_of(seal_of_names(?, path), chunk, generation, nbytes, 0, 0, digest, recipe, inputs)"
     query(
-        f"INSERT INTO kept SELECT ?1, path, chunk, generation, nbytes, digest, recipe, inputs, {seal} "
+        f"INSERT INTO kept SELECT ?, path, chunk, generation, nbytes, digest, recipe, inputs, {seal} "
         "FROM (SELECT path, chunk, generation, nbytes, digest, inputs, CASE WHEN damaged THEN zeroblob(16) ELSE recipe END AS recipe "
-        "FROM replica JOIN array ON array.id = replica.array WHERE dataset = ?2)",
+        "FROM replica JOIN array ON array.id = replica.array WHERE dataset = ?)",
+        identity,
         identity,
         record.name,
     )
