@@ -148,7 +148,10 @@ def _instant(label: Any, further: int) -> Any:
         instant = np.datetime64(str(label))
     except ValueError:
         raise StepError(f"{label!r} is not a date", "write 2020, 2020-01, 2020-01-31 or 2020-01-31T12:00") from None
-    return (instant + further).astype("M8[s]") if not np.isnat(instant) else None
+    if np.isnat(instant):
+        return None
+    step = np.array(further, f"m8[{np.datetime_data(instant.dtype)[0]}]")
+    return (instant + step).astype("M8[s]")
 
 
 def _times(dim: str, values: NDArray[Any], attributes: Mapping[str, Any]) -> NDArray[Any]:
