@@ -141,6 +141,19 @@ def test_they_grow_with_the_source(three_nodes: Connection, tmp_path: Path, weig
     assert len(record.statistics) == len(catalog.find(three_nodes, name).statistics)
 
 
+@pytest.mark.parametrize("size", [0, 3])
+def test_nothing_weighs_nothing(three_nodes: Connection, tmp_path: Path, size: int) -> None:
+    group = zarr.create_group(tmp_path / "none.zarr")
+    for name, shape, dims in [("t2m", (size, 5), ["time", "lat"]), ("lat", (5,), ["lat"])]:
+        group.create_array(name, shape=shape, chunks=(2, 5)[-len(shape) :], dtype="f4", dimension_names=dims)[...] = np.nan
+    group["lat"][...] = np.arange(5)
+    ingest(three_nodes, tmp_path / "none.zarr", f"none-{size}")
+    found, _ = ask(three_nodes, source=f"none-{size}", per="lat", weights="lat", histogram=3)
+    assert (found["count"], found["weight"], found["sum"]) == ([0] * 5, [0.0] * 5, [0.0] * 5)
+    assert found["mean"] == found["std"] == found["min"] == [None] * 5
+    assert found["histogram"]["counts"] == [[0.0] * 3] * 5
+
+
 @pytest.mark.parametrize(
     ("weights", "steps", "message"),
     [

@@ -183,7 +183,7 @@ STATISTICS: dict[str, tuple[str, list[str]]] = {
     "weights of text": (measured("{weights: 3}"), ["p.yaml:2:23: statistics.weights: must be an expression of coordinates such as cos(radians(lat)), not the number 3"]),
     "weights of a list": (measured("{weights: [1, 2]}"), ["statistics.weights: must be an expression of coordinates such as cos(radians(lat)), not a list"]),
     "weights of nothing": (measured("{weights: '2 * 3'}"), ["statistics.weights: the expression names no array"]),
-    "weights function": (measured("{weights: cosine(lat)}"), ["p.yaml:2:23: statistics.weights: unknown function `cosine`; did you mean `cos`?"]),
+    "weights function": (measured("{weights: cosd(lat)}"), ["p.yaml:2:23: statistics.weights: unknown function `cosd` (column 1); did you mean `cos`?"]),
     "weights of a module": (measured("{weights: np.cos(lat)}"), ["p.yaml:2:23: statistics.weights: a dot after a name is not allowed"]),
     "weights key": (measured("{weight: cos(lat)}"), ["p.yaml:2:14: statistics.weight: unknown key `weight`; did you mean `weights`?"]),
     "weighted quantiles": (measured("{weights: cos(lat), quantiles: 0.5}"), [
