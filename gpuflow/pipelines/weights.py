@@ -1,4 +1,4 @@
-"""How much values count in statistics: `weights: "cos(deg2rad(lat))"`, an expression of coordinates, as xarray's `weighted` takes it.
+"""How much values count in statistics: `weights: "cos(radians(lat))"`, an expression of coordinates, as xarray's `weighted` takes it.
 
 Pure. What comes of it is a number for each place along the coordinates' dimensions, computed in float64 before anything runs, so that it
 is these numbers that a kept result belongs to, and not the words."""
@@ -35,7 +35,8 @@ def paths_of(record: DatasetRecord, text: str) -> dict[str, str]:
     """The arrays that an expression names: of one dimension each. StepError when there is none."""
     found, flat = {}, {path: array for path, array in record.metadata.items() if len(array.shape) == 1}
     for name in parse(text, True).names:
-        path = coordinate_of(record, name) or (name if name in flat else None)
+        others = sorted((path for path in flat if path.rpartition("/")[2] == name), key=lambda path: (len(path), path))
+        path = coordinate_of(record, name) or next(iter(others), None)
         if path is None:
             array = record.metadata.get(name)
             what = f"there is no coordinate `{name}`" if array is None else f"`{name}` has {len(array.shape)} dimensions, not one"
