@@ -20,6 +20,7 @@ from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import StepError, quiet
 from gpuflow.steps.expression import parse
 from gpuflow.steps.parameters import suggestion
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 
 MOST_WEIGHTS = 2**17
@@ -32,7 +33,7 @@ Parts = Mapping[str, tuple[int, int]]
 
 
 def paths_of(record: DatasetRecord, text: str) -> dict[str, str]:
-    """The arrays that an expression names: of one dimension each. StepError when there is none."""
+    """The arrays that an expression names: of numbers along one named dimension each. StepError for one that is not."""
     found, flat = {}, {path: array for path, array in record.metadata.items() if len(array.shape) == 1}
     for name in parse(text, True).names:
         others = sorted((path for path in flat if path.rpartition("/")[2] == name), key=lambda path: (len(path), path))
@@ -40,24 +41,28 @@ def paths_of(record: DatasetRecord, text: str) -> dict[str, str]:
         if path is None:
             array = record.metadata.get(name)
             what = f"there is no coordinate `{name}`" if array is None else f"`{name}` has {len(array.shape)} dimensions, not one"
-            raise StepError(f"{what}", suggestion(name, flat) if flat else "the dataset has no arrays of one dimension")
-        if record.metadata[path].shape[0] > MOST_WEIGHTS:
-            reason = f"`{name}` has {record.metadata[path].shape[0]} values"
-            raise StepError(reason, f"weights may be of {MOST_WEIGHTS} places at most")
+            raise StepError(what, suggestion(name, flat) if flat else "the dataset has no arrays of one dimension")
+        _check(name, record.metadata[path])
         found[name] = path
     return found
+
+
+def _check(name: str, array: ArrayMetadata) -> None:
+    if array.dims[0] is None:
+        raise StepError(f"the dimension of `{name}` has no name", "ingest the dataset with named dimensions")
+    if array.dtype is None or array.dtype.kind not in "biuf":
+        kind = array.document["data_type"] if array.dtype is None else array.dtype
+        raise StepError(f"`{name}` has {kind} values, which are no numbers", "name a coordinate of numbers")
+    if array.shape[0] > MOST_WEIGHTS:
+        raise StepError(f"`{name}` has {array.shape[0]} values", f"weights may be of {MOST_WEIGHTS} places at most")
 
 
 def weights_of(array: ArrayPlan, record: DatasetRecord, text: str, values: Mapping[str, NDArray[Any]], parts: Parts) -> Weights:
     """Of what the steps make of `array`. values: of the coordinates by their path. StepError for all that does not fit."""
     dims, along = array.specs[-1].dims, dict[str, tuple[int, NDArray[np.float64]]]()
     for name, path in paths_of(record, text).items():
-        dim, dtype = record.metadata[path].dims[0], record.metadata[path].dtype
-        if dim is None:
-            raise StepError(f"the dimension of `{name}` has no name", "ingest the dataset with named dimensions")
-        if dtype is None or dtype.kind not in "biuf":
-            kind = dtype if dtype is not None else record.metadata[path].document["data_type"]
-            raise StepError(f"`{name}` has {kind} values, which are no numbers", "name a coordinate of numbers")
+        dim = record.metadata[path].dims[0]
+        assert dim is not None, path
         axis = axis_of(f"`{name}`", dim, dims)
         along[name] = axis, _fitting(array, name, dim, values[path].astype(np.float64), parts)
     axes = tuple(sorted({axis for axis, _ in along.values()}))

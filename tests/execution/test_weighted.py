@@ -42,6 +42,9 @@ def globe(three_nodes: Connection, tmp_path_factory: pytest.TempPathFactory) -> 
         group.create_array(name, shape=of.shape, dtype=of.dtype, dimension_names=[dim])[...] = of
     group.create_array("mask", shape=(25, 12), dtype="f4", dimension_names=["lat", "lon"])[...] = 1
     group.create_array("level", shape=(4,), dtype="f4", dimension_names=["level"])[...] = np.arange(4)
+    group.create_array("station", shape=(12,), dtype=str, dimension_names=["lon"])[...] = np.array(["here"] * 12)
+    group.create_array("loose", shape=(12,), dtype="f4")[...] = 1
+    group.create_array("many", shape=(2001,), dtype="f4", dimension_names=["many"])[...] = 1
     ingest(three_nodes, path, "globe")
     return xarray.Dataset({"t2m": (list(dims), values)}, {**dims, "thick": ("time", thick)})
 
@@ -160,9 +163,9 @@ def test_nothing_weighs_nothing(three_nodes: Connection, tmp_path: Path, size: i
         (
             "cos(radians(latitude))",
             [],
-            "statistics.weights: there is no coordinate `latitude`; known: lat, level, lon, thick, time",
+            "statistics.weights: there is no coordinate `latitude`; known: lat, level, lon, loose, many, station, thick",
         ),
-        ("mask", [], "statistics.weights: `mask` has 2 dimensions, not one; known: lat, level, lon, thick, time"),
+        ("mask", [], "statistics.weights: `mask` has 2 dimensions, not one; known: lat, level, lon, loose, many, station, thick"),
         (
             "level",
             [],
@@ -176,6 +179,9 @@ def test_nothing_weighs_nothing(three_nodes: Connection, tmp_path: Path, size: i
             "a step makes 9 places along `lat` of the 25 .* isel or sel of the source",
         ),
         ("lat * 0", [], "`lat \\* 0` is 0 everywhere"),
+        ("station", [], "`station` has .*string.* values, which are no numbers; name a coordinate of numbers"),
+        ("loose", [], "the dimension of `loose` has no name; ingest the dataset with named dimensions"),
+        ("many", [], "`many` has 2001 values; weights may be of 2000 places at most"),
         ("lat ^ 2", [], "does not work on float64 values"),
         ("thick * lon * cos(radians(lat))", [], "gives 3000 weights; at most 2000 can be"),
     ],
