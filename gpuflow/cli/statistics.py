@@ -22,10 +22,10 @@ def plan_statistics(
         found, plan = look(where, pipeline)
         plan, _ = look_up(found, plan)
         arrays: dict[str, dict[str, Any]] = {}
-        for question in questions(pipeline, plan):
+        for question in questions(found, pipeline, plan):
             missing = what_is_missing(found, pipeline, plan, question)
             chunks = sum(plan.source.array(path).grid.size for path in question.flow.paths)
-            kinds = [one.kind for one in pipeline.statistics.requests(question.keep, (0.0, 1.0))]
+            kinds = [one.kind for one in question.requests((0.0, 1.0))]
             arrays[question.array.path] = {"asked": kinds, "missing": missing, "chunks": chunks if missing else 0}
     table = Table(title=f"{plan.source.name} -> statistics", title_justify="left", box=None, header_style="bold")
     for name in ("array", "statistics", "to compute", "chunks to read"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,13 @@ def statistics_view(results: Mapping[str, Any]) -> RenderableType:
 
 def _array(path: str, found: Mapping[str, Any]) -> list[RenderableType]:
     shares = list(found.get("quantiles", {}))
-    names = ["count", "mean", "std", "min", "max", *(f"q {share}" for share in shares)]
+    plain = [name for name in ("count", "weight", "mean", "std", "min", "max") if name in found]
+    names = [*plain, *(f"q {share}" for share in shares)]
     table = Table(title=escape(path), title_justify="left", box=None, header_style="bold")
     for name in (*map(str, found["per"]), *names):
         table.add_column(escape(name), justify="right")
     shape = tuple(found["shape"])
-    columns = [np.array(found[name], object).reshape(-1) for name in names[:5]]
+    columns = [np.array(found[name], object).reshape(-1) for name in plain]
     columns += [np.array(found["quantiles"][share], object).reshape(-1) for share in shares]
     bars = np.array(found["histogram"]["counts"]).reshape(prod(shape), -1) if "histogram" in found else None
     if bars is not None:
@@ -55,5 +56,5 @@ def _sketch(counts: Any) -> str:
     """The counts as bars; neighbours together where there are many."""
     together = -(-len(counts) // _WIDEST)
     sums = np.add.reduceat(counts, np.arange(0, len(counts), together))
-    most = max(int(sums.max()), 1)
-    return "".join(_BARS[-(-int(count) * (len(_BARS) - 1) // most)] for count in sums)
+    most = float(sums.max()) or 1.0
+    return "".join(_BARS[ceil(float(count) * (len(_BARS) - 1) / most)] for count in sums)

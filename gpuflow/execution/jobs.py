@@ -184,7 +184,8 @@ class StatisticsJob:
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
-        self.request.of(compile_for(self.records[0], array, self.steps, self.backend))
+        block = compile_for(self.records[0], array, self.steps, self.backend)
+        self.request.of(block, tuple(slice(0, size) for size in block.shape))
 
     def process(self, lane: Lane, chunk: int) -> None:
         """The statistics of one chunk, placed in the kept axes of the whole array."""
@@ -192,7 +193,7 @@ class StatisticsJob:
         _, block, region = load_block(lane, chunk, grid)
         block = apply_steps(lane, self.steps, self.backend, region, block)
         with lane.tally.timed("compute"):
-            part = self.request.of(block)
+            part = self.request.of(block, region)
             part = part.embed(tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
         lane.keep(chunk, part)
 
@@ -278,7 +279,8 @@ class GatherStatisticsJob:
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
         if self.grid.size:
-            self.request.of(warm_up(self.records[0], self.flow, self.grid.region(0), self.backend))
+            region = self.grid.region(0)
+            self.request.of(warm_up(self.records[0], self.flow, region, self.backend), region)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Of one part, placed in the kept axes of the whole."""
@@ -292,7 +294,7 @@ class GatherStatisticsJob:
         set_place(lane, lane.codec.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
             block = evaluate(boxes, region, lane.slot.computed.array)
-            part = self.request.of(block)
+            part = self.request.of(block, region)
             part = part.embed(tuple(self.grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
         lane.keep(chunk, part)
 

@@ -1,7 +1,7 @@
 """Statistics of arrays that grow: what the chunks that stay have come to is kept, and what is new is merged in.
 
 Kept are the nodes of the merge tree that cover the chunks which no growth changes, each with a digest of what it is of. A node whose chunks
-have changed is not taken. The tree is the same one, so that the result has the bits of a pass over everything."""
+have changed, or their weights, is not taken. The tree is the same one, so that the result has the bits of a pass over everything."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
@@ -17,8 +18,9 @@ from gpuflow.datasets.growth import settled
 from gpuflow.grid import Grid
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Flow
-from gpuflow.reductions.requests import Request
+from gpuflow.reductions.requests import Request, unweighted
 from gpuflow.reductions.tree import Node
+from gpuflow.reductions.weighted import Weights
 
 _MOST_NBYTES = 2**20
 """Of what is kept for one statistic: it stands in the dataset's record, which every node has."""
@@ -42,7 +44,11 @@ class Partials:
         cls, statistics: Mapping[str, Any], flow: Flow, grid: Grid, request: Request, tokens: NDArray[Any], before: Any
     ) -> Partials:
         """What `statistics` has. before: the steps whose result they are of, as plain data."""
-        key = fingerprint({"partials": [request.kind, request.key()], "flow": flow.to_data(), "before": before})
+        asked: dict[str, Any] = {"partials": [request.kind, unweighted(request).key()]}
+        if request.weights is not None:  # their values are in the tokens: along what grows there are more of them
+            asked["weights"] = [request.weights.text, list(request.weights.axes)]
+            tokens = _weighted(tokens, grid, request.weights)
+        key = fingerprint({**asked, "flow": flow.to_data(), "before": before})
         entry, empty = statistics.get(key, {}), cls(key, grid, request, tokens)
         nodes = {}
         for level, position, digest, data in entry.get("nodes", ()):
@@ -80,6 +86,19 @@ def _span(node: Node) -> tuple[int, int]:
     """Chunks from the first, up to but without the last, that a node covers if all of them are there."""
     level, position = node
     return position << level, (position + 1) << level
+
+
+def _weighted(tokens: NDArray[Any], grid: Grid, weights: Weights) -> NDArray[Any]:
+    """Digests of each chunk and of the weights of its values."""
+    known: dict[tuple[int, ...], bytes] = {}
+    found = bytearray()
+    for chunk, token in enumerate(tokens):
+        region = grid.region(chunk)
+        place = tuple(region[axis].start for axis in weights.axes)
+        if place not in known:
+            known[place] = weights.at(region).tobytes()
+        found += xxhash.xxh3_128_digest(token.tobytes() + known[place])
+    return np.frombuffer(bytes(found), "V16")
 
 
 def _placed(request: Request, data: Mapping[str, Any], shape: tuple[int, ...]) -> Any:

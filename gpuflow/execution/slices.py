@@ -1,7 +1,8 @@
-"""The part of the source that a pipeline reads, from labels to indices: see `gpuflow.pipelines.slices`."""
+"""The part of the source that a pipeline reads, from labels to indices (see `gpuflow.pipelines.slices`); and the coordinates for that."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from gpuflow.datasets import catalog
@@ -17,13 +18,14 @@ from gpuflow.steps.base import StepError
 from gpuflow.storage.record import DatasetRecord
 
 
-def with_coordinates(nodes: Nodes, found: Survey, source: SourceSpec) -> Survey:
-    """With the values of the coordinates that `source` names labels of, as far as they are there."""
+def with_coordinates(nodes: Nodes, found: Survey, source: SourceSpec, further: Iterable[str] = ()) -> Survey:
+    """With the values of the coordinates that `source` names labels of, as far as they are there; and of the arrays `further`."""
     record = catalog.live(found.records).get(source.dataset)
-    if not source.sel or record is None:
+    if record is None:
         return found
-    paths = [path for dim in source.sel if (path := coordinate_of(record, str(dim))) is not None]
-    return replace(found, coordinates={path: array_values(nodes, record, path) for path in paths})
+    labelled = [path for dim in source.sel if (path := coordinate_of(record, str(dim))) is not None]
+    paths = {*labelled, *further}
+    return found if not paths else replace(found, coordinates={path: array_values(nodes, record, path) for path in paths})
 
 
 def by_index(found: Survey, spec: PipelineSpec, record: DatasetRecord) -> PipelineSpec:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,23 +30,33 @@ from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, select
+from gpuflow.pipelines.slices import ranges
 from gpuflow.pipelines.statistics import StatisticsPipeline, StatisticsSpec
+from gpuflow.pipelines.weights import paths_of, weights_of
 from gpuflow.reductions.requests import Request, Several
+from gpuflow.reductions.weighted import WeightedMoments, Weights
 from gpuflow.steps.base import ArraySpec, StepError
+from gpuflow.storage.record import DatasetRecord
 
 
 @dataclass(frozen=True)
 class Question:
     """What is asked about one array that the steps make. flow: with the mask behind it; keep: axes on their own."""
 
+    asked: StatisticsSpec
     array: ArrayPlan
     flow: Flow
     keep: tuple[int, ...]
+    weights: Weights | None
 
     @property
     def spec(self) -> ArraySpec:
         """What the statistics are of."""
         return self.array.specs[-1]
+
+    def requests(self, bounds: tuple[float, float] | None) -> tuple[Request, ...]:
+        """See `StatisticsSpec.requests`."""
+        return self.asked.requests(self.keep, self.weights, bounds)
 
 
 def run_statistics(
@@ -66,7 +76,7 @@ def run_statistics(
     plan = statistics.resolve(run, found, plan)
     before, answered = run.outcome.tally.done, dict[str, Any]()
     skipped = 0
-    for question in questions(pipeline, plan) if not run.stopped else ():
+    for question in questions(found, pipeline, plan) if not run.stopped else ():
         answer = _answer(run, found, pipeline, question)
         if answer is None:
             break
@@ -99,9 +109,9 @@ def look(nodes: Nodes, pipeline: StatisticsPipeline) -> tuple[Survey, Plan]:
     record = catalog.find_among(catalog.live(found.records), source.dataset)
     if record.state != "ready":
         raise ConfigError([Problem(f"dataset {record.name!r} is not complete", "source", hint="finish it first")])
-    found = with_coordinates(nodes, found, source)
+    found = with_coordinates(nodes, found, source, _weighing(pipeline, record))
     plan = make_plan(by_index(found, pipeline.mapped, record), record)
-    list(questions(pipeline, plan))  # what does not fit is said before anything runs
+    list(questions(found, pipeline, plan))  # what does not fit is said before anything runs
     return found, plan
 
 
@@ -109,27 +119,41 @@ def _every(path: str) -> bool:
     return True
 
 
-def questions(pipeline: StatisticsPipeline, plan: Plan) -> Iterator[Question]:
-    """What is asked, array by array. ConfigError for dimensions and conditions that do not fit one."""
-    others = set(plan.source.arrays) - select(pipeline.mapped, plan.source)
+def _weighing(pipeline: StatisticsPipeline, record: DatasetRecord) -> Iterable[str]:
+    """The arrays that weights are computed from."""
+    text = pipeline.statistics.weights
+    try:
+        return paths_of(record, text).values() if text is not None else ()
+    except StepError as error:
+        raise ConfigError([Problem(error.message, "statistics.weights", hint=error.hint)]) from error
+
+
+def questions(found: Survey, pipeline: StatisticsPipeline, plan: Plan) -> Iterator[Question]:
+    """What is asked, array by array. ConfigError for dimensions, conditions and weights that do not fit one."""
+    asked, isel, selected = pipeline.statistics, plan.spec.source.isel, select(pipeline.mapped, plan.source)
+    parts = ranges(plan.source, sorted(selected), isel) if isel else {}
+    others = set(plan.source.arrays) - selected
     for array in plan.arrays:
         if array.path in others:
             continue
+        flow, place = array.flow, "statistics"
         try:
-            flow = array.flow
-            for step in pipeline.statistics.masked(array.specs[-1]):
+            for step in asked.masked(array.specs[-1]):
                 flow = flow.then(step)
-            yield Question(array, flow, pipeline.statistics.keep(array.specs[-1]))
+            keep, place = asked.keep(array.specs[-1]), "statistics.weights"
+            text = asked.weights
+            weights = None if text is None else weights_of(array, plan.source, text, found.coordinates, parts)
         except StepError as error:
             reason = f"cannot be taken of array {array.path!r}: {error.message}"
-            raise ConfigError([Problem(reason, "statistics", hint=error.hint)]) from error
+            raise ConfigError([Problem(reason, place, hint=error.hint)]) from error
+        yield Question(asked, array, flow, keep, weights)
 
 
 def what_is_missing(found: Survey, pipeline: StatisticsPipeline, plan: Plan, question: Question) -> list[str]:
     """The kinds of what would have to be computed: what is not kept with the source."""
     if question.array.first_unresolved() is not None:
-        return [one.kind for one in pipeline.statistics.requests(question.keep, (0.0, 1.0))]
-    asked = pipeline.statistics.requests(question.keep, None)
+        return [one.kind for one in question.requests((0.0, 1.0))]
+    asked = question.requests(None)
     keys = {one.kind: statistics.key_of(found, plan.source, question.flow, one) for one in asked}
     missing = [kind for kind, key in keys.items() if key not in plan.source.statistics]
     if pipeline.statistics.histogram is None or "histogram" in keys:
@@ -137,7 +161,7 @@ def what_is_missing(found: Survey, pipeline: StatisticsPipeline, plan: Plan, que
     if "moments" in missing:
         return [*missing, "histogram"]
     bounds = _bounds(asked[0].read(plan.source.statistics[keys["moments"]]))
-    last = pipeline.statistics.requests(question.keep, bounds)[-1]
+    last = question.requests(bounds)[-1]
     return missing + (
         [] if statistics.key_of(found, plan.source, question.flow, last) in plan.source.statistics else ["histogram"]
     )
@@ -147,11 +171,10 @@ def _answer(run: Run, found: Survey, pipeline: StatisticsPipeline, question: Que
     """The statistics of one array as plain data, and how many chunks were not read for that they were kept; None when chunks failed.
 
     A histogram whose range is not given has to wait for the extrema: a second pass."""
-    asked = pipeline.statistics
     chunks = sum(run.source.array(path).grid.size for path in question.flow.paths)
     values: dict[str, Any] = {}
     skipped, bounds = 0, None
-    while left := [one for one in asked.requests(question.keep, bounds) if one.kind not in values]:
+    while left := [one for one in question.requests(bounds) if one.kind not in values]:
         fresh = _take(run, found, pipeline, question, left, values)
         if fresh is None:
             return None
@@ -159,7 +182,7 @@ def _answer(run: Run, found: Survey, pipeline: StatisticsPipeline, question: Que
             skipped += chunks
             run.notes.append(f"{question.array.path}: {', '.join(one.kind for one in left)} are kept with {run.source.name}")
         bounds = _bounds(values["moments"])
-    return _as_data(asked, question, values), skipped
+    return _as_data(question, values), skipped
 
 
 def _take(
@@ -193,19 +216,21 @@ def _bounds(moments: Any) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, low + 0.5)
 
 
-def _as_data(asked: StatisticsSpec, question: Question, values: dict[str, Any]) -> dict[str, Any]:
+def _as_data(question: Question, values: dict[str, Any]) -> dict[str, Any]:
     """For the receipt: lists in the shape of the kept axes."""
-    moments, kept = values["moments"], question.keep
-    some = moments.count > 0
+    asked, moments, kept = question.asked, values["moments"], question.keep
+    weighted = isinstance(moments, WeightedMoments)
+    some, weight = moments.count > 0, moments.weight if weighted else moments.count
     data: dict[str, Any] = {
         "per": [question.spec.dims[axis] or axis for axis in kept],
         "shape": [question.spec.shape[axis] for axis in kept],
         "count": moments.count.tolist(),
-        "mean": _plain(np.where(some, moments.mean, np.nan)),
+        **({"weight": _plain(weight)} if weighted else {}),
+        "mean": _plain(np.where(weight > 0, moments.mean, np.nan)),
         "std": _plain(moments.std),
         "min": _plain(np.where(some, moments.minimum, np.nan)),
         "max": _plain(np.where(some, moments.maximum, np.nan)),
-        "sum": _plain(moments.mean * moments.count),
+        "sum": _plain(moments.mean * weight),
     }
     if asked.quantiles:
         sketches = values["quantiles"]

@@ -109,7 +109,7 @@ class PipelinePlan:
             before, part = array.specs[below], array.flow.wanted(array.specs, region)[below]
             values = self._evaluated(array.flow.before(number), array, boxes, part)
             shape, keep = before.shape, request.keep
-            found = request.of(values).embed(tuple(shape[axis] for axis in keep), tuple(part[axis] for axis in keep))
+            found = request.of(values, part).embed(tuple(shape[axis] for axis in keep), tuple(part[axis] for axis in keep))
             array = replace(array, flow=array.flow.with_step(number, node.operation.resolve(before, found, array.path)))
         return array, alone
 

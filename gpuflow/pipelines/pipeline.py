@@ -137,14 +137,18 @@ class Pipeline(Shaping):
         *,
         over: Any = None,
         where: str | None = None,
+        weights: str | None = None,
         quantiles: Sequence[float] | None = None,
         histogram: int | Mapping[str, Any] | None = None,
     ) -> Statistics:
         """Count, mean, std, min, max and sum of what the steps make, in place of an output; and what else is asked for.
 
         per: dimensions whose indices have their own; over: the other way round. where: an expression of `x`: only values for which it
-        holds count. histogram: a number of bins, or {"bins": 100, "range": [0, 1]}."""
-        return Statistics(self, _given(per=per, over=over, where=where, quantiles=quantiles, histogram=histogram))
+        holds count. weights: an expression of coordinates, such as "cos(radians(lat))": how much values count. histogram: a number of bins,
+        or {"bins": 100, "range": [0, 1]}."""
+        return Statistics(
+            self, _given(per=per, over=over, where=where, weights=weights, quantiles=quantiles, histogram=histogram)
+        )
 
     def on(
         self,

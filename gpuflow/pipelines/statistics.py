@@ -13,12 +13,14 @@ from pydantic import BaseModel, BeforeValidator, Field, PlainValidator, Serializ
 from gpuflow.pipelines.spec import OutputSpec, PipelineSpec, RunSpec, SourceSpec
 from gpuflow.reductions.quantiles import MOST_SKETCHES
 from gpuflow.reductions.requests import HistogramRequest, MomentsRequest, QuantilesRequest, Request
+from gpuflow.reductions.weighted import Weights
 from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import ArraySpec, Operation, StepError
 from gpuflow.steps.expression import parse
 from gpuflow.steps.map import ExpressionText, Map
 from gpuflow.steps.parameters import describe, number
 
+_AREA = "cos(radians(lat))"
 MOST_BINS = 10_000
 MOST_NUMBERS = 2**16
 """Indices of the dimensions that are kept, and counts of a histogram: they stand in the dataset's record, which every node keeps."""
@@ -35,6 +37,16 @@ def _dims(value: Any) -> Any:
     if len(set(items)) < len(items):
         raise ValueError("names a dimension twice")
     return tuple(items)
+
+
+def _weights(value: Any) -> str | None:
+    """An expression of coordinates, on one line."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"must be an expression of coordinates such as {_AREA}, not {describe(value)}")
+    parse(value, True)
+    return " ".join(value.split())
 
 
 def _shares(value: Any) -> tuple[float, ...]:
@@ -108,6 +120,11 @@ class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True, defer_
     where: Annotated[
         ExpressionText | None, Field(description="Only values for which it holds count: an expression of x, such as x > 0.")
     ] = None
+    weights: Annotated[
+        str | None,
+        PlainValidator(_weights, json_schema_input_type=str | None),
+        Field(description=f"How much values count: an expression of coordinates, by their names, such as {_AREA}."),
+    ] = None
     quantiles: Annotated[
         tuple[float, ...],
         PlainValidator(_shares, json_schema_input_type=float | list[float]),
@@ -125,6 +142,8 @@ class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True, defer_
     def _one_way(self) -> StatisticsSpec:
         if self.per is not None and self.over is not None:
             raise StepError("has both `per` and `over`", "give the dimensions that are kept, or those that are not")
+        if self.weights is not None and self.quantiles:
+            raise StepError("has both `weights` and `quantiles`, which take none", "ask for the quantiles in a file of their own")
         return self
 
     def masked(self, array: ArraySpec) -> tuple[Map, ...]:
@@ -153,18 +172,18 @@ class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True, defer_
             raise StepError(reason, f"keep fewer dimensions: at most {most} indices, and {MOST_NUMBERS} counts of a histogram")
         return keep
 
-    def requests(self, keep: tuple[int, ...], bounds: tuple[float, float] | None) -> tuple[Request, ...]:
+    def requests(self, keep: tuple[int, ...], weights: Weights | None, bounds: tuple[float, float] | None) -> tuple[Request, ...]:
         """What is asked for. bounds: of the histogram; None while they are not known: then it is left for later."""
-        asked: list[Request] = [MomentsRequest(keep)]
+        asked: list[Request] = [MomentsRequest(keep, weights)]
         if self.quantiles:
             asked.append(QuantilesRequest(keep))
         if self.histogram is not None and (bounds := self.histogram.range or bounds) is not None:
-            asked.append(HistogramRequest(keep, self.histogram.bins, bounds))
+            asked.append(HistogramRequest(keep, self.histogram.bins, bounds, weights))
         return tuple(asked)
 
     def to_value(self) -> dict[str, Any]:
         value: dict[str, Any] = {name: list(dims) for name in ("per", "over") if (dims := getattr(self, name)) is not None}
-        value |= {"where": self.where} if self.where is not None else {}
+        value |= {name: text for name in ("where", "weights") if (text := getattr(self, name)) is not None}
         value |= {"quantiles": list(self.quantiles)} if self.quantiles else {}
         return value | ({"histogram": self.histogram.to_value()} if self.histogram is not None else {})
 

@@ -64,7 +64,7 @@ class Moments:
     def by_numpy(cls, block: NDArray[Any], keep: tuple[int, ...]) -> Moments:
         """The same without a compiler: for dtypes that it does not take, and to test it against."""
         total = cls.empty(tuple(block.shape[axis] for axis in keep))
-        grid = Grid(block.shape, _slab_shape(block.shape))
+        grid = Grid(block.shape, slab_shape(block.shape))
         for linear in range(grid.size):
             region = grid.region(linear)
             kept = tuple(region[axis] for axis in keep)
@@ -107,7 +107,7 @@ class Moments:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, exact: JSON writes a float so that it reads back the same; what JSON lacks (nan, inf) is text."""
-        fields = {name: [_plain(value) for value in getattr(self, name).ravel().tolist()] for name in _FIELDS}
+        fields = {name: [plain(value) for value in getattr(self, name).ravel().tolist()] for name in _FIELDS}
         return {"shape": list(self.count.shape), **fields}
 
     @classmethod
@@ -152,11 +152,12 @@ def _compiled(block: NDArray[Any], keep: tuple[int, ...]) -> Moments:
     return total
 
 
-def _plain(value: float) -> float | str:
+def plain(value: float) -> float | str:
+    """As JSON can have it: what it lacks (nan, inf) is text."""
     return value if np.isfinite(value) else str(value)
 
 
-def _slab_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def slab_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The longest C-contiguous slab of at most `_SLAB_SIZE` elements."""
     slab, left = [], _SLAB_SIZE
     for size in reversed(shape):

@@ -40,6 +40,9 @@ _INSTEAD = {
 
 CONSTANTS: dict[str, float] = {"pi": math.pi, "e": math.e, "nan": math.nan, "inf": math.inf}
 
+_ALSO = {"radians": "deg2rad", "degrees": "rad2deg"}
+"""Functions for which NumPy has two names."""
+
 _SYMBOLS: dict[type[ast.AST], str] = {
     ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.Pow: "**",
     ast.BitAnd: "&", ast.BitOr: "|", ast.BitXor: "^", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
@@ -194,7 +197,7 @@ class _Converter:
     def _call(self, node: ast.Call, depth: int) -> Node:
         if not isinstance(node.func, ast.Name):
             raise _refused(node, node.func)
-        name = node.func.id
+        name = _ALSO.get(node.func.id, node.func.id)
         if name not in FUNCTIONS:
             raise _unknown_function(node, name)
         if node.keywords:

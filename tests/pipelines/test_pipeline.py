@@ -61,6 +61,9 @@ def test_statistics_round_trip() -> None:
     assert any_from_text(pipeline.to_yaml()) == pipeline.spec
     assert Statistics.from_spec(pipeline.spec).spec == pipeline.spec
     assert Statistics.from_spec(pipeline.spec).to_yaml() == pipeline.to_yaml()
+    weighted = Pipeline("a").statistics(over="y", weights="cos( radians(y) )", histogram=9)
+    assert any_from_text(weighted.to_yaml()) == weighted.spec == Statistics.from_spec(weighted.spec).spec
+    assert "weights: cos( radians(y) )" in weighted.to_yaml()
     with pytest.raises(ConfigError, match="has `output` or `statistics`, not both"):
         _ = Pipeline("a").to("b").statistics().spec
 

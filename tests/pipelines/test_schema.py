@@ -63,10 +63,11 @@ def test_what_the_loader_takes_fits(spec: PipelineSpec) -> None:
 
 def test_statistics_in_place_of_an_output() -> None:
     full = {"per": "y", "where": "x > 0", "quantiles": [0.5], "histogram": {"bins": 9, "range": [0, 1]}}
-    for statistics in (full, {"histogram": 9}, {}, None):
+    for statistics in (full, {"histogram": 9}, {"weights": "cos(radians(lat))"}, {}, None):
         VALIDATOR.validate({"source": "a", "statistics": statistics})
     assert not VALIDATOR.is_valid({"source": "a", "statistics": {}, "output": "b"})
     assert not VALIDATOR.is_valid({"source": "a", "statistics": {"histogram": {"bin": 9}}})
+    assert not VALIDATOR.is_valid({"source": "a", "statistics": {"weights": 3}})
 
 
 def test_variables_may_stand_for_numbers() -> None:

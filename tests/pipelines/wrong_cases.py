@@ -169,7 +169,7 @@ def measured(text: str) -> str:
 
 STATISTICS: dict[str, tuple[str, list[str]]] = {
     "statistics and output": (measured("{}") + "output: b\n", ["p.yaml:3:1: output: a pipeline has `output` or `statistics`, not both; write two files"]),
-    "statistics of a name": (measured("t2m"), ["p.yaml:2:13: statistics: must be a mapping, not the text 't2m'; its keys are per, over, where, quantiles, histogram"]),
+    "statistics of a name": (measured("t2m"), ["p.yaml:2:13: statistics: must be a mapping, not the text 't2m'; its keys are per, over, where, weights, quantiles, histogram"]),
     "statistics both ways": (measured("{per: y, over: x}"), ["p.yaml:2:13: statistics: has both `per` and `over`; give the dimensions that are kept, or those that are not"]),
     "statistics key": (measured("{quantile: 0.5}"), ["p.yaml:2:14: statistics.quantile: unknown key `quantile`; did you mean `quantiles`? known: per, over"]),
     "quantiles in percent": (measured("{quantiles: [1, 50]}"), ["p.yaml:2:25: statistics.quantiles: must be shares from 0 to 1, not 50; as in [0.01, 0.5, 0.99]"]),
@@ -180,6 +180,15 @@ STATISTICS: dict[str, tuple[str, list[str]]] = {
     "histogram bins": (measured("{histogram: 0}"), ["p.yaml:2:25: statistics.histogram.bins: must be from 1 to 10000, not 0"]),
     "histogram range": (measured("{histogram: {bins: 3, range: [1, 0]}}"), ["statistics.histogram.range: must rise: 1 is not below 0"]),
     "statistics where": (measured("{where: x = 3}"), ["p.yaml:2:21: statistics.where: not a valid expression"]),
+    "weights of text": (measured("{weights: 3}"), ["p.yaml:2:23: statistics.weights: must be an expression of coordinates such as cos(radians(lat)), not the number 3"]),
+    "weights of a list": (measured("{weights: [1, 2]}"), ["statistics.weights: must be an expression of coordinates such as cos(radians(lat)), not a list"]),
+    "weights of nothing": (measured("{weights: '2 * 3'}"), ["statistics.weights: the expression names no array"]),
+    "weights function": (measured("{weights: cosd(lat)}"), ["p.yaml:2:23: statistics.weights: unknown function `cosd` (column 1); did you mean `cos`?"]),
+    "weights of a module": (measured("{weights: np.cos(lat)}"), ["p.yaml:2:23: statistics.weights: a dot after a name is not allowed"]),
+    "weights key": (measured("{weight: cos(lat)}"), ["p.yaml:2:14: statistics.weight: unknown key `weight`; did you mean `weights`?"]),
+    "weighted quantiles": (measured("{weights: cos(lat), quantiles: 0.5}"), [
+        "p.yaml:2:13: statistics: has both `weights` and `quantiles`, which take none; ask for the quantiles in a file of their own",
+    ]),
     "statistics per": (measured("{per: [y, y]}"), ["statistics.per: names a dimension twice"]),
     "statistics over": (measured("{over: [1.5]}"), ["statistics.over: must be names or numbers of dimensions, not the number 1.5"]),
 }  # fmt: skip

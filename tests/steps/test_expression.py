@@ -285,3 +285,9 @@ def test_any_text_is_an_expression_or_an_error(text: str) -> None:
         assert str(error)  # noqa: PT017
         return
     assert parse(expression.text).root == expression.root
+
+
+def test_what_numpy_calls_by_two_names() -> None:
+    values = np.array([0.0, 90.0, -180.0])
+    np.testing.assert_array_equal(parse("degrees(radians(x) / 2)").evaluate(np, values), np.degrees(np.radians(values) / 2))
+    assert parse("radians(x)").root == parse("deg2rad(x)").root
