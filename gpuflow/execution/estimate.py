@@ -16,15 +16,16 @@ from gpuflow.storage.calibration import Calibration
 
 RUN_SECONDS = 0.08
 """Of a run that makes two chunks of 32 bytes on two nodes: asking them, planning, announcing, publishing. 83 to 110 ms were measured."""
-PASS_SECONDS = 0.04
-"""Of a pass over two chunks that comes before: its statistics are kept with every node, and the nodes are asked again."""
+PASS_SECONDS = 0.12
+"""Of a pass over two small chunks that comes before: its statistics are kept with every node, and the nodes are asked again. 90 to 200 ms
+more than without it were measured."""
 TASK_SECONDS, TASKS = 0.0015, 11
 """Of a task, see groups.py, and how many a thread gets of a pass that is over in some seconds: 3 short ones, and 8 parts of the rest."""
 CHUNK_SECONDS = 60e-6
 """Of a chunk beside its bytes, on its thread: look-up, digest, rows. Half of the 120 us that `ci/bench engine` allows for chunks of
 64 KiB; the rest of it is their bytes and making their files, which are calibrated."""
 MOMENTS_GB_S = 4.0
-"""Mean, variance and extrema of float32, a thread: between 3.5 and 6 were measured with 8 MiB chunks."""
+"""Mean, variance and extrema of float32, a thread: 4 to 9 were measured with 8 MiB chunks on two busy cores."""
 GROUP_NBYTES = 16 * 2**20
 """That are waited for together: see lane.py."""
 UNWRITTEN = 0.2
@@ -148,7 +149,7 @@ def estimate(
     }
     cold = [_slowest(title, loads, places, durable, network_gb_s, False) for title, loads in passes if loads]
     warm = [_slowest(title, loads, places, durable, network_gb_s, True) for title, loads in passes if loads]
-    more = RUN_SECONDS + PASS_SECONDS * max(0, len(cold) - 1)
+    more = RUN_SECONDS + PASS_SECONDS * sum(loads is not passes[-1][1] for _, loads in passes if loads)
     longest = max(cold, key=lambda one: one.seconds, default=Slowest("", "", OVERHEAD, 0.0))
     return Estimate(
         seconds=more + sum(one.seconds for one in cold),

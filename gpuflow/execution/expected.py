@@ -217,12 +217,13 @@ def _copied(loads: dict[str, Load], plan: Plan, places: Mapping[str, Place]) -> 
 def _shares(table: ChunkTable, chunks: NDArray[np.int64]) -> dict[str, _Share]:
     """What each node reads of `chunks`: holders of the same ones have equal parts of them."""
     numbers, nbytes = table.holders[chunks], table.rows["nbytes"][chunks]
-    columns = np.stack([np.ones(len(chunks)), nbytes > 0, nbytes]).astype(np.float64)
+    weights = (None, nbytes > 0, nbytes)
+    columns = np.stack([np.bincount(numbers, one, len(table.sets)) for one in weights], axis=1).astype(np.float64)
     found: dict[str, NDArray[np.float64]] = {}
-    for number in np.unique(numbers).tolist():
+    for number in np.flatnonzero(columns[:, 0]).tolist():
         holders = table.sets[number]
         for node in holders:
-            found[node] = found.get(node, np.zeros(3)) + columns[:, numbers == number].sum(axis=1) / len(holders)
+            found[node] = found.get(node, np.zeros(3)) + columns[number] / len(holders)
     return {node: _Share(*values.tolist()) for node, values in found.items()}
 
 
