@@ -181,7 +181,7 @@ def _slowest(
     found = []
     for node, load in sorted(loads.items()):
         if not load.idle:
-            stages, threads = _of_threads(load, node, places, durable, network_gb_s)
+            stages, threads = _of_threads(loads, node, places, durable, network_gb_s)
             groups = max(1.0, min(load.written_nbytes / GROUP_NBYTES, load.chunks) / threads)
             disk = _of_disk(loads, places[node].disk, places, durable, cached)
             one, other = sum(stages.values()), sum(disk.values())
@@ -192,12 +192,12 @@ def _slowest(
 
 
 def _of_threads(
-    load: Load, node: str, places: Mapping[str, Place], durable: bool, network_gb_s: float | None
+    loads: Loads, node: str, places: Mapping[str, Place], durable: bool, network_gb_s: float | None
 ) -> tuple[dict[str, float], float]:
     """Seconds that its threads spend on each stage when all have work, and how many these are."""
-    place = places[node]
+    load, place = loads[node], places[node]
     known = _calibration(place)
-    sharing = sum(one.threads for one in places.values() if one.machine == place.machine)
+    sharing = sum(places[one].threads for one in loads if places[one].machine == place.machine and not loads[one].idle)
     threads = max(1.0, min(place.threads * min(1.0, place.cores / max(sharing, 1)), load.chunks or place.threads))
     commit = known.create_seconds + (known.fsync_seconds if durable else 0.0)
     decoded = sum(nbytes / known.codecs[name].decode_gb_s for name, nbytes in load.decoded.items() if name in known.codecs)

@@ -21,13 +21,13 @@ from gpuflow.datasets.catalog import ChunkTable, Nodes, merge
 from gpuflow.datasets.sizes import stored_sizes
 from gpuflow.datasets.survey import Survey
 from gpuflow.execution.counted import compressor_of
-from gpuflow.execution.estimate import Estimate, Load, Place, estimate
+from gpuflow.execution.estimate import Estimate, Load, Loads, Place, estimate
 from gpuflow.execution.partials import Partials
 from gpuflow.execution.statistics import virtual_array
 from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint
 from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, plan_chunks, steps_identity
-from gpuflow.reductions.requests import Request
+from gpuflow.reductions.requests import Request, Several
 from gpuflow.steps.base import Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.calibration import Calibration
@@ -38,6 +38,10 @@ from gpuflow.units import format_nbytes
 
 _MOVING = ("crop", "pad", "transpose", "select", "drop", "one_hot")
 """Steps that only move values: no expression, and yet a copy."""
+
+
+Asked = tuple[Flow, Request]
+"""What is asked, and of what."""
 
 
 class _Share(NamedTuple):
@@ -55,11 +59,7 @@ def expected(
     places, network = _places(nodes, found, workers or plan.spec.run.workers)
     backend = select_backend(plan.spec.run.backend)
     unknown = [f"steps on {device}"] if device != "cpu" and any(part.array.steps for part in chunks) else []
-    passes: list[tuple[str, dict[str, Load]]] = []
-    for flow, request in _asked(plan, chunks):
-        array = virtual_array(plan.source, flow)
-        passes.append((f"{request.kind} of {flow.name}", _to_reduce(found, plan, array, request)))
-        unknown += _not_counted(array, flow) + ([] if request.kind == "moments" else [f"taking {request.kind}"])
+    passes = _reducing(found, plan, [one for part in chunks for one in _asked(part.array)], unknown)
     whole: dict[str, Load] = {}
     for part in chunks:
         if part.pending:
@@ -67,6 +67,21 @@ def expected(
             for node, load in _to_make(found, part, backend, places).items():
                 whole[node] = whole.get(node, Load()) + load
     passes.append(("map", _copied(whole, plan, places)))
+    return _estimate(passes, plan, places, network, unknown)
+
+
+def expected_statistics(nodes: Nodes, found: Survey, plan: Plan, asked: Sequence[Asked], workers: int | None = None) -> Estimate:
+    """The same of a pipeline that ends in statistics. asked: what is not kept with the source."""
+    places, network = _places(nodes, found, workers or plan.spec.run.workers)
+    unknown: list[str] = []
+    first = [one for array in plan.arrays if asked for one in _asked(array)]
+    passes = _reducing(found, plan, [*first, *asked], unknown)
+    return _estimate([*passes, ("map", {})], plan, places, network, unknown)
+
+
+def _estimate(
+    passes: Sequence[tuple[str, Loads]], plan: Plan, places: Mapping[str, Place], network: float | None, unknown: list[str]
+) -> Estimate:
     shipped = sum(load.shipped_nbytes for _, loads in passes for load in loads.values())
     if shipped and network is None:
         unknown.append(f"the network: {format_nbytes(shipped)} to ship, and no transfer was measured yet")
@@ -91,9 +106,9 @@ def _places(nodes: Nodes, found: Survey, workers: int | None) -> tuple[dict[str,
         processes, each = share_out(max(1, len(found.nodes)), workers)
         threads = dict.fromkeys(found.nodes, processes * each)
     places = {
-        node: Place(max(1, threads[node]), *here[node], calibration=calibration)
+        node: Place(each, *here.get(node, (each, 0, node, node)), calibration=calibration)  # one that has left since stands alone
         for node, calibration in found.calibrations.items()
-        if node in here
+        for each in [max(1, threads[node])]
     }
     return places, network
 
@@ -107,18 +122,27 @@ def _here(store: NodeStore) -> tuple[int, int, str, str]:
 # -- what -------------------------------------------------------------------------------------------------------------------------------
 
 
-def _asked(plan: Plan, chunks: Sequence[ChunkPlan]) -> list[tuple[Flow, Request]]:
-    """Each statistic that a pass has to compute first."""
-    found = {}
-    for part in chunks:
-        array = part.array
-        for number, node in enumerate(array.flow.nodes if array.first_unresolved() is not None else ()):
-            if isinstance(node, Apply) and isinstance(node.operation, Step):
-                request = node.operation.needs(array.specs[node.of[0]])
-                if request is not None:
-                    flow = array.flow.before(number)
-                    found[fingerprint([flow.to_data(), request.kind, request.key()])] = flow, request
-    return list(found.values())
+def _asked(array: ArrayPlan) -> list[Asked]:
+    """Each statistic that a pass has to compute before the array can be made."""
+    found = []
+    for number, node in enumerate(array.flow.nodes if array.first_unresolved() is not None else ()):
+        if isinstance(node, Apply) and isinstance(node.operation, Step):
+            request = node.operation.needs(array.specs[node.of[0]])
+            if request is not None:
+                found.append((array.flow.before(number), request))
+    return found
+
+
+def _reducing(found: Survey, plan: Plan, asked: Sequence[Asked], unknown: list[str]) -> list[tuple[str, Loads]]:
+    """A pass for each, once. unknown: takes what cannot be counted."""
+    passes: dict[str, tuple[str, Loads]] = {}
+    for flow, request in asked:
+        array = virtual_array(plan.source, flow)
+        kinds = [one.kind for one in request.requests] if isinstance(request, Several) else [request.kind]
+        key = fingerprint([flow.to_data(), request.kind, request.key()])
+        passes[key] = f"{', '.join(kinds)} of {flow.name}", _to_reduce(found, plan, array, request)
+        unknown += _not_counted(array, flow) + [f"taking {kind}" for kind in kinds if kind != "moments"]
+    return list(passes.values())
 
 
 def _to_reduce(found: Survey, plan: Plan, array: ArrayPlan, request: Request) -> dict[str, Load]:
@@ -205,7 +229,9 @@ def _writing(part: ChunkPlan, count: float, place: Place | None) -> Load:
 
 def _copied(loads: dict[str, Load], plan: Plan, places: Mapping[str, Place]) -> dict[str, Load]:
     """With the further replicas that the output is to have, which come to the nodes evenly."""
-    more = min(plan.spec.output.replicas.min, len(places)) - 1 if not plan.spec.output.in_place else 0
+    output = plan.spec.output
+    wanted = int(plan.source.replicas.get("min", 1)) if output.in_place else output.replicas.min
+    more = min(wanted, len(places)) - 1
     if more <= 0 or not loads:
         return loads
     nbytes, files = (sum(getattr(load, name) for load in loads.values()) for name in ("written_nbytes", "files"))

@@ -119,6 +119,11 @@ def test_as_a_user_sees_it(calibrated: tuple[Connection, Path], tmp_path: Path) 
     assert found["seconds"] > 0
     assert [one["title"] for one in found["passes"]] == ["map"]
     assert "time: about " in gpuflow.plan(str(file), root=root)._repr_html_()
+    file.write_text("source: packed\nstatistics: {histogram: 4}\n")
+    found = json.loads(command("plan", file, "--json", root=root))["time"]
+    assert [one["title"] for one in found["passes"]] == ["moments of data", "histogram of data"]
+    assert found["not_counted"] == ["taking histogram"]
+    assert "time: at least " in command("plan", file, root=root)
     text = (root / FILE_NAME).read_text()
     try:
         (root / FILE_NAME).write_text("{}")
