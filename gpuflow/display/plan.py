@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuflow.backends.select import Backend, select_backend
+from gpuflow.execution.bound import OVERHEAD
 from gpuflow.execution.estimate import Estimate
 from gpuflow.pipelines.memory import Prediction
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan
@@ -142,7 +143,7 @@ def time_text(time: Mapping[str, Any]) -> str:
     """An estimate's dict in one line, as in `about 2.1 s, bound by disk write on n1`."""
     if time["seconds"] is None:
         return f"unknown: {time['unknown']}"
-    where = f" on {time['node']}" if time["node"] else ""
+    where = f" on {time['node']}" if time["stage"] != OVERHEAD else ""
     text = f"{'at least' if time['at_least'] else 'about'} {format_seconds(time['seconds'])}, bound by {time['stage']}{where}"
     before = [f"{one['title']} first: {format_seconds(one['seconds'])}" for one in time["passes"][:-1]]
     cached = time["cached_seconds"]

@@ -215,12 +215,12 @@ def _reading(metadata: ArrayMetadata, share: _Share) -> Load:
 def _writing(part: ChunkPlan, count: float, place: Place | None) -> Load:
     """Encoding, and the bytes that come of it: as many as of the source where that has the same compressor, else as calibrated."""
     array, nbytes = part.array, count * part.array.target.chunk_nbytes
-    name = compressor_of(array.target, written=True)
+    name = compressor_of(array.target)
     if name is None:
         return Load(written_nbytes=nbytes)
     sizes = stored_sizes(part.table)
     ratio, known = 1.0, place.calibration if place is not None else None
-    if compressor_of(array.source) == compressor_of(array.target) and sizes.total_nbytes:
+    if compressor_of(array.source) == name and sizes.total_nbytes:
         ratio = sizes.count * array.source.chunk_nbytes / sizes.total_nbytes
     elif isinstance(known, Calibration) and name in known.codecs:
         ratio = known.codecs[name].ratio
@@ -269,9 +269,10 @@ def _not_counted(array: ArrayPlan, flow: Flow, *, written: bool = False) -> list
             spec = array.specs[node.of[0]]
             if node.operation.needs(spec) is None and node.operation.express(spec) is None:
                 found[f"what {node.operation.kind} computes"] += 1
-    targets = [array.target] if written else []
-    for metadata, writes in [*((one, False) for one in array.sources.values()), *((one, True) for one in targets)]:
+    for metadata in [*array.sources.values(), *([array.target] if written else [])]:
         codec = ArrayCodec(metadata)
-        if not codec.is_fast or compressor_of(metadata, written=writes) == "":
+        if not codec.is_fast or compressor_of(metadata) == "":
             found[f"codec chain {codec.chain}"] += 1
+    if written and (name := compressor_of(array.target)) and not compressor_of(array.target, written=True):
+        found[f"what {name} takes longer than with the settings that are calibrated"] += 1
     return list(found)

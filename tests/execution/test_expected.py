@@ -92,6 +92,9 @@ def test_what_nobody_knows_is_named(calibrated: tuple[Connection, Path]) -> None
     own = time_of(connection, spec("once", [{"exec": {"command": ["cat"]}}, {"clip": [0, 1]}], dataset="own"))
     assert own["not_counted"] == ["what exec computes"]
     assert own["at_least"]
+    in_place = from_dict({"source": "packed", "steps": [{"clip": [0, 5]}], "output": {"in_place": True}})
+    found = time_of(connection, in_place)["not_counted"]
+    assert found == ["what zstd takes longer than with the settings that are calibrated"], "level 3, and 1 is measured"
     shown = repr(gpuflow.plan(spec("once", [{"median": {"size": {"0": 3}}}], dataset="median"), connection=connection))
     assert "time: at least " in shown
     assert "not counted: what median computes" in shown
