@@ -73,6 +73,7 @@ def plan(
     from gpuflow.backends.select import select_device
     from gpuflow.display.plan import plan_details, plan_view
     from gpuflow.execution import statistics
+    from gpuflow.execution.expected import expected
     from gpuflow.execution.memory import check_memory
     from gpuflow.execution.run import look, plan_all_chunks, prepare
     from gpuflow.pipelines.load import load_any
@@ -89,7 +90,9 @@ def plan(
         checked, record = prepare(found, spec, stack=stack)
         memory = check_memory(where, found, checked, workers or spec.run.workers)
         checked, _ = statistics.look_up(found, checked, begun=record)
-        details = plan_details(checked, plan_all_chunks(found, checked), chosen, memory)
+        chunks = plan_all_chunks(found, checked)
+        time = expected(where, found, checked, chunks, chosen, workers)
+        details = plan_details(checked, chunks, chosen, memory, time)
     show(plan_view(details), details, as_json)
 
 

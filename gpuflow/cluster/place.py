@@ -12,6 +12,14 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 def place_of(root: Path) -> str:
     """Equal for two roots if they are one folder of one running machine."""
-    found = root.stat()
-    boot = _BOOT.read_text().strip() if _BOOT.exists() else ""
-    return f"{boot}:{found.st_dev}:{found.st_ino}"
+    return f"{disk_of(root)}:{root.stat().st_ino}"
+
+
+def disk_of(root: Path) -> str:
+    """Equal for two roots on one file system of one running machine."""
+    return f"{machine()}:{root.stat().st_dev}"
+
+
+def machine() -> str:
+    """This one, while it runs; empty where the kernel does not say."""
+    return _BOOT.read_text().strip() if _BOOT.exists() else ""

@@ -452,11 +452,12 @@ class GpuflowPlugin(SchedulerPlugin):
         self.handle_delta("", node, commits, (0, 0, 0.0))
 
     async def handle_info(self) -> Mapping[str, Any]:
-        """Version, mode, and the nodes with their workers."""
+        """Version, mode, what was transferred so far, and the nodes with their workers."""
         return {
             "version": __version__,
             "routing": self.routing,
             "broken": self.broken,
+            "transferred": self.transferred,
             "workers": {
                 address: {**asdict(info), "threads": state.nthreads}
                 for address, info in self.members.nodes.items()

@@ -11,17 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from gpuflow.backends.select import Backend, select_backend
+from gpuflow.execution.bound import OVERHEAD
+from gpuflow.execution.estimate import Estimate
 from gpuflow.pipelines.memory import Prediction
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
-from gpuflow.units import format_nbytes
+from gpuflow.units import format_nbytes, format_seconds
 
 
-def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: Prediction | None = None) -> dict[str, Any]:
+def plan_details(
+    plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: Prediction | None = None, time: Estimate | None = None
+) -> dict[str, Any]:
     """A plan as plain data. read_nbytes: encoded bytes of the pending chunks; by_node: their number by holder.
 
-    memory: peak bytes of the worker that has the least to spare, and what it may use."""
+    memory: peak bytes of the worker that has the least to spare, and what it may use. time: how long a run would take."""
     arrays = {}
     for part in chunks:
         array = part.array
@@ -62,6 +66,8 @@ def plan_details(plan: Plan, chunks: Sequence[ChunkPlan], device: str, memory: P
     if memory is not None:
         worker = memory.worker
         details["memory"] = {"need_nbytes": memory.need_nbytes, "have_nbytes": worker.nbytes, "threads": worker.threads}
+    if time is not None:
+        details["time"] = time.to_dict()
     return details
 
 
@@ -124,4 +130,25 @@ def _whole(details: Mapping[str, Any]) -> list[Text]:
     if memory := details.get("memory"):
         need, have = format_nbytes(memory["need_nbytes"]), format_nbytes(memory["have_nbytes"])
         lines.append(Text(f"memory: {need} per worker of {have}"))
+    if time := details.get("time"):
+        lines.append(Text(f"time: {time_text(time)}"))
     return lines
+
+
+_NEARLY = 1.1
+"""Where the page cache makes less of a difference, it is not worth a word."""
+
+
+def time_text(time: Mapping[str, Any]) -> str:
+    """An estimate's dict in one line, as in `about 2.1 s, bound by disk write on n1`."""
+    if time["seconds"] is None:
+        return f"unknown: {time['unknown']}"
+    where = f" on {time['node']}" if time["stage"] != OVERHEAD else ""
+    text = f"{'at least' if time['at_least'] else 'about'} {format_seconds(time['seconds'])}, bound by {time['stage']}{where}"
+    before = [f"{one['title']} first: {format_seconds(one['seconds'])}" for one in time["passes"][:-1]]
+    cached = time["cached_seconds"]
+    if cached is not None and time["seconds"] > _NEARLY * cached:
+        before.append(f"{format_seconds(cached)} where what is read is in the page cache")
+    if time["not_counted"]:
+        before.append(f"not counted: {'; '.join(time['not_counted'])}")
+    return f"{text} ({'; '.join(before)})" if before else text

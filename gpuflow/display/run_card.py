@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from gpuflow.display.card import bar, card, folded, legend, line, name, table
+from gpuflow.display.plan import time_text
 from gpuflow.display.receipt import receipt_rows
 from gpuflow.execution.receipt import Receipt
 from gpuflow.palette import PALETTE, colours_of
@@ -72,6 +73,8 @@ def plan_card(details: Mapping[str, Any], yaml: str = "") -> str:
     parts.append(legend(colours))
     if memory := details.get("memory"):
         parts.append(line(f"memory: {format_nbytes(memory['need_nbytes'])} a worker, of {format_nbytes(memory['have_nbytes'])}"))
+    if time := details.get("time"):
+        parts.append(line(f"time: {time_text(time)}"))
     if choice := details.get("compressor"):
         parts.append(line(f"compressor: {choice['name']}, since {choice['why']}"))
     if yaml:

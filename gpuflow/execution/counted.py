@@ -43,6 +43,24 @@ def _decoded_nbytes(run: Run, plan: Plan, chunks: Sequence[ChunkPlan]) -> int:
     return total + int(run.statistics_chunks * mean)
 
 
+_PLAIN = ("bytes", "transpose", "crc32c", "sharding_indexed")
+_ALIKE = ("zstd", "gzip")
+"""Compressors that are decoded as fast whatever level they were encoded with."""
+
+
+def compressor_of(metadata: ArrayMetadata, *, written: bool = False) -> str | None:
+    """The compressor among those that are calibrated whose rates hold for reading, or writing, an array; None where it has none, and an
+    empty text for another one."""
+    codecs = all_codecs(metadata.document["codecs"])
+    names = {str(codec["name"]) for codec in codecs} - {*_PLAIN}
+    if not names:
+        return None
+    if not written and len(names) == 1 and (alike := names & {*_ALIKE}):
+        return alike.pop()
+    measured = {name: chain[0] for name, chain in COMPRESSORS.items() if chain}
+    return _measured_name(codecs, measured) or "" if len(names) == 1 else ""
+
+
 def _codec(arrays: Iterable[ArrayMetadata]) -> str | None:
     """The one compressor that all arrays are stored with, in the settings that a calibration measures."""
     measured = {name: codecs[0] for name, codecs in COMPRESSORS.items() if codecs}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,6 +165,18 @@ def what_is_missing(found: Survey, pipeline: StatisticsPipeline, plan: Plan, que
     return missing + (
         [] if statistics.key_of(found, plan.source, question.flow, last) in plan.source.statistics else ["histogram"]
     )
+
+
+def passes_of(question: Question, missing: Sequence[str]) -> list[Request]:
+    """What is asked in each pass that computes the kinds that are `missing`. A histogram without a range comes after the extrema; for the
+    plan it has some range."""
+    at_once = tuple(one for one in question.requests(None) if one.kind in missing)
+    later = [one for one in question.requests((0.0, 1.0)) if one.kind in missing and one.kind not in _kinds(at_once)]
+    return [*([Several(at_once)] if at_once else []), *later]
+
+
+def _kinds(asked: Sequence[Request]) -> list[str]:
+    return [one.kind for one in asked]
 
 
 def _answer(run: Run, found: Survey, pipeline: StatisticsPipeline, question: Question) -> tuple[dict[str, Any], int] | None:

@@ -19,6 +19,7 @@ from gpuflow.display.run_card import plan_card
 from gpuflow.errors import NotFound
 from gpuflow.execution import statistics
 from gpuflow.execution.evaluate import Boxes, Evaluation
+from gpuflow.execution.expected import expected
 from gpuflow.execution.memory import check_memory
 from gpuflow.execution.run import look, plan_all_chunks, prepare
 from gpuflow.explore.blocks import decode_chunk
@@ -48,7 +49,8 @@ def plan(
         where = locator.connection if isinstance(locator, ClientLocator) else locator
         memory = check_memory(where, found, checked, spec.run.workers)
         checked, _ = statistics.look_up(found, checked, begun=record)
-        details = plan_details(checked, plan_all_chunks(found, checked), select_device(spec.run.device), memory)
+        chunks, device = plan_all_chunks(found, checked), select_device(spec.run.device)
+        details = plan_details(checked, chunks, device, memory, expected(where, found, checked, chunks, device))
         return PipelinePlan(spec, checked, details, locator)
     except BaseException:
         locator.close()
