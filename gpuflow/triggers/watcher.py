@@ -216,7 +216,7 @@ class Watcher:
         state, self._told = self.state, time.monotonic()
         watch = {"name": self.name, "source": self.source, "problem": state.problem, "given_up": len(state.given_up)}
         watch |= {name: state.counts.get(name, 0) for name in ("runs", "chunks")}
-        self.connection.ask("gf_watching", watch={**watch, "left": self._gathering.count})
+        self.connection.ask("gf_watching", watch={**watch, "left": sum(map(len, self._undone().values()))})
 
     # -- a batch ----------------------------------------------------------------------------------------------------------------
 
@@ -237,10 +237,7 @@ class Watcher:
         if problem and problem != self.state.problem:
             self.say(f"{self.name}: {problem}")
         self._gathering.ended(time.monotonic(), failed)
-        left = {
-            array: sorted(chunks) for array in {*self._gathering.left, *self._gathering.fresh} if (chunks := self._undone(array))
-        }
-        state = replace(self.state, cursor=cursor, left=left, problem=problem, whole=self._gathering.whole)
+        state = replace(self.state, cursor=cursor, left=self._undone(), problem=problem, whole=self._gathering.whole)
         self._save(state)
 
     def _run_due(self) -> bool:
@@ -251,8 +248,10 @@ class Watcher:
             failed |= self._run_whole() if self._gathering.whole else self._run_on(batch)
         return failed
 
-    def _undone(self, array: str) -> set[int]:
-        return self._gathering.left.get(array, set()) | self._gathering.fresh.get(array, set())
+    def _undone(self) -> dict[str, list[int]]:
+        left, fresh = self._gathering.left, self._gathering.fresh
+        both = {array: left.get(array, set()) | fresh.get(array, set()) for array in {*left, *fresh}}
+        return {array: sorted(chunks) for array, chunks in both.items() if chunks}
 
     def _run_whole(self) -> bool:
         """A run over all of the source. Whether something failed that is to be tried again."""
