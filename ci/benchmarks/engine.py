@@ -3,7 +3,8 @@
 Sides: gpuflow (embedded cluster, one node, its defaults; its output is sharded, as always), `by hand` (benchmarks/ceiling.py: the ceiling),
 dask.array on threads and on distributed with the settings that were fastest here (one block a stored chunk; two processes of one thread),
 and a loop over zarr-python. The others do not fsync, so gpuflow runs with `durability: atomic`; `durable` is compared with the loop with
-the same fsyncs. Everything is read from the page cache, and what the side before wrote is on the disk before the next begins."""
+the same fsyncs. Everything is read from the page cache, and what the side before wrote is on the disk before the next begins. Where a side
+writes, it is the second of two runs in a row that counts."""
 
 from __future__ import annotations
 
@@ -237,12 +238,13 @@ def _jobs(report: Report, sides: Sides, codec: str, rounds: int) -> None:
             "zarr loop": lambda: sides.zarr_loop(),
         },
         rounds,
+        again=True,
     )
     best = max(("dask threads", "dask distributed"), key=lambda side: report.median(job, side))
     report.check(f"{job}: gpuflow / {best}", report.ratio(job, "gpuflow", best), ">=", {"raw": 12, "zstd": 2.5}.get(codec, 4))
     report.check(f"{job}: gpuflow / by hand", report.ratio(job, "gpuflow", "by hand"), ">=", 0.9)
     durable = f"normalise {codec}, durable"
-    interleave(report, durable, {"gpuflow": sides.gpuflow("durable"), "by hand": sides.by_hand(durable=True)}, rounds)
+    interleave(report, durable, {"gpuflow": sides.gpuflow("durable"), "by hand": sides.by_hand(durable=True)}, rounds, again=True)
     report.check(f"{durable}: gpuflow / by hand", report.ratio(durable, "gpuflow", "by hand"), ">=", 0.9)
     if codec in ("raw", "zstd"):
         job = f"mean+std {codec}"
@@ -255,6 +257,5 @@ def _jobs(report: Report, sides: Sides, codec: str, rounds: int) -> None:
         interleave(report, job, statistics, rounds)
         best = max(("dask threads", "dask distributed"), key=lambda side: report.median(job, side))
         report.check(f"{job}: gpuflow / {best}", report.ratio(job, "gpuflow", best), ">=", {"raw": 8, "zstd": 2}[codec])
-    interleave(
-        report, f"normalise {codec}, in place", {"gpuflow": sides.gpuflow_in_place, "by hand": sides.by_hand(half=False)}, rounds
-    )
+    in_place = {"gpuflow": sides.gpuflow_in_place, "by hand": sides.by_hand(half=False)}
+    interleave(report, f"normalise {codec}, in place", in_place, rounds, again=True)

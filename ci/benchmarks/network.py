@@ -258,18 +258,8 @@ def measure(report: Report, arguments: argparse.Namespace) -> None:
             shape([*nodes, store], gigabits)
             sides.bytes.clear()
             job = f"normalise {CHUNKS * NBYTES / 2**20:.0f} MiB, {f'{gigabits} Gbit/s' if gigabits else 'unshaped'}"
-            interleave(report, job, {side: _again(run) for side, run in runs.items()}, arguments.rounds)
+            interleave(report, job, runs, arguments.rounds, again=True)
             _check(report, job, sides.bytes, gigabits)
-
-
-def _again(run: Callable[[], float]) -> Callable[[], float]:
-    """The second of two runs: the first finds a kernel that the side before has left without free pages at hand, or with others."""
-
-    def second() -> float:
-        run()
-        return run()
-
-    return second
 
 
 def _check(report: Report, job: str, sent: dict[str, list[int]], gigabits: int | None) -> None:

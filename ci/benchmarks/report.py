@@ -94,11 +94,16 @@ def _cell(values: list[float] | None) -> str:
     return f"{median(values):.3g} [{min(values):.3g} .. {max(values):.3g}]" if values else ""
 
 
-def interleave(report: Report, job: str, sides: Mapping[str, Callable[[], float]], rounds: int) -> None:
-    """Every side once a round, `rounds` rounds, after one round that does not count. A side returns its figure."""
+def interleave(report: Report, job: str, sides: Mapping[str, Callable[[], float]], rounds: int, *, again: bool = False) -> None:
+    """Every side once a round, `rounds` rounds, after one round that does not count. A side returns its figure.
+
+    again: run each twice in a row, and count the second: after a side that takes seconds the kernel has no free pages at hand, and what
+    comes first would pay for that."""
     for number in range(rounds + 1):
         for side, run in sides.items():
             value = run()
+            if again:
+                value = run()
             if number:
                 report.add(job, side, value)
 
