@@ -18,7 +18,7 @@ def test_a_run_with_other_parameters(tmp_path: Path) -> None:
     pipeline.write_text("source: a\nsteps:\n  - clip: [0, 1]\noutput: b\n")
     root = tmp_path / "root"
     settings = ("--set", "steps[0].clip=[5, 9]", "--set", "output.dataset=c")
-    assert "correct: a, 1 steps, c" in command("validate", pipeline, *settings, root=root)
+    assert "correct: a, 1 step, c" in command("validate", pipeline, *settings, root=root)
     command("ingest", tmp_path / "a.npy", "a", root=root)
     assert json.loads(command("plan", pipeline, *settings, "--json", root=root))["output"]
     command("run", pipeline, *settings, root=root)
