@@ -119,7 +119,8 @@ def test_from_python(three_nodes: Connection, tmp_path: Path) -> None:
 
     @gpuflow.on("py-c", name="from-python")
     def count(event: Any, chunk: Any) -> None:
-        pass
+        if chunk is not None and chunk.read().max() == 9:
+            (tmp_path / "called").touch()
 
     assert gpuflow.watch(second, first, once=True, say=said.append, connection=three_nodes)
     assert _values(three_nodes, "py-c") == [3.0] * COUNT
@@ -128,6 +129,7 @@ def test_from_python(three_nodes: Connection, tmp_path: Path) -> None:
     thread.start()
     array[5] = 4
     _wait(lambda: _values(three_nodes, "py-c")[5] == 9.0)
+    _wait((tmp_path / "called").exists)
     stop.set()
     thread.join(30)
     assert called == [True]
