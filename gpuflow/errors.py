@@ -323,3 +323,15 @@ class ClusterError(GpuflowError, RuntimeError):
 
 class DeviceUnavailable(ClusterError):
     """A device was named that is not there."""
+
+
+class DeviceFull(GpuflowError, MemoryError):
+    """A device has no memory left for a chunk. free, nbytes: of the device, in bytes."""
+
+    def __init__(self, asked: str, free: int, nbytes: int) -> None:
+        super().__init__(asked, free, nbytes)
+        self.asked, self.free, self.nbytes = asked, free, nbytes
+
+    def __str__(self) -> str:
+        of = f"{self.free / 2**30:.1f} of {self.nbytes / 2**30:.1f} GiB are free"
+        return f"the device is full: {of} ({self.asked}); write smaller chunks, or end what else uses the device"

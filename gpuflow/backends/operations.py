@@ -20,9 +20,9 @@ UFUNCS |= {"abs": "absolute", "mod": "remainder"}
 COMPARISONS = ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal")
 
 _X86 = ("x86_64", "amd64", "i686")
-_SYMBOLS = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="}
-_SYMBOLS |= {"add": "+", "subtract": "-", "multiply": "*", "true_divide": "/"}
-_SYMBOLS |= {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"}
+SYMBOLS = {"less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=", "equal": "==", "not_equal": "!="}
+SYMBOLS |= {"add": "+", "subtract": "-", "multiply": "*", "true_divide": "/"}
+SYMBOLS |= {"bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^"}
 _ON_BOOL = {"add": "|", "multiply": "&", "maximum": "|", "minimum": "&"}
 _ROUNDING = {"floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint"}
 
@@ -53,8 +53,8 @@ def operation(ufunc: str, dtype: DType) -> str | None:
     """The text of `ufunc` on arguments of `dtype`; None when it is better left to NumPy."""
     if dtype.kind == "b":
         return _on_bool(ufunc)
-    if ufunc in _SYMBOLS:
-        return f"{{0}} {_SYMBOLS[ufunc]} {{1}}"
+    if ufunc in SYMBOLS:
+        return f"{{0}} {SYMBOLS[ufunc]} {{1}}"
     if ufunc in ("positive", "square"):
         return "{0}" if ufunc == "positive" else "{0} * {0}"
     if ufunc == "negative":
@@ -95,9 +95,9 @@ def _on_bool(ufunc: str) -> str | None:
     if ufunc in _ON_BOOL:
         return f"{{0}} {_ON_BOOL[ufunc]} {{1}}"
     if ufunc in COMPARISONS:
-        return f"uint8({{0}}) {_SYMBOLS[ufunc]} uint8({{1}})"
+        return f"uint8({{0}}) {SYMBOLS[ufunc]} uint8({{1}})"
     if ufunc.startswith("bitwise_"):
-        return f"{{0}} {_SYMBOLS[ufunc]} {{1}}"
+        return f"{{0}} {SYMBOLS[ufunc]} {{1}}"
     constant = {"isnan": "{0} != {0}", "isinf": "{0} != {0}", "isfinite": "{0} == {0}", "invert": "not {0}"}
     return constant.get(ufunc) or ("{0}" if ufunc in ("absolute", *_ROUNDING) else None)
 

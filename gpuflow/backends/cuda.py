@@ -1,0 +1,209 @@
+"""CUDA through CuPy: memory, the queue of a slot, and chains of expression trees in one pass over the device's memory.
+
+The result is NumPy's; `TOLERANCE_ULP` lists what may differ. This is the only module that imports cupy: import it where there is
+a device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from gpuflow.backends import cuda_source
+from gpuflow.backends.block import Block, BlockKernel, Region, checked
+from gpuflow.backends.expression_tree import Node
+from gpuflow.backends.layout import Layout, plan
+from gpuflow.backends.operations import DType, Unfit
+from gpuflow.backends.program import lower
+from gpuflow.errors import DeviceFull
+
+cupy: Any = import_module("cupy")
+"""An optional library, unknown to the type checker; who imports this module knows that it is there."""
+
+Array = Any
+"""A CuPy array."""
+
+_LIBRARY = "exp exp2 expm1 log log1p log2 log10 sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh arccosh arctanh"
+_LIBRARY += " cbrt arctan2 hypot logaddexp power"
+TOLERANCE_ULP: dict[str, int] = dict.fromkeys(_LIBRARY.split(), 8)
+"""Units in the last place of the operation's own dtype: CUDA's functions are within 1 to 4 of the exact value, NumPy's within 4.
+All other operations are exact."""
+
+_THREADS = 256  # of a block
+_BLOCKS_PER_PROCESSOR = 16
+_OPTIONS = ("--std=c++17", "--fmad=false")  # NumPy rounds the product before it adds
+
+
+class Queue:
+    """What is put into it is done in order, beside what is in others: copies, kernels and decoding of one slot.
+
+    `with queue:` has CuPy use it. A queue belongs to one thread at a time; what comes out of `download` and `wait` is done."""
+
+    def __init__(self) -> None:
+        self.stream = cupy.cuda.Stream(non_blocking=True)
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """CuPy's current stream meanwhile. DeviceFull when the device has no memory for what is asked."""
+        try:
+            with self.stream:
+                yield
+        except cupy.cuda.memory.OutOfMemoryError as error:
+            free, whole = cupy.cuda.runtime.memGetInfo()
+            raise DeviceFull(str(error), free, whole) from None
+
+    def upload(self, host: Block) -> Array:
+        """A copy on the device, C-contiguous; `host` may be used again after `wait`."""
+        array = cupy.empty(host.shape, host.dtype)
+        array.set(np.ascontiguousarray(host), stream=self.stream)
+        return array
+
+    def download(self, array: Array, out: Block) -> Block:
+        """`out`, C-contiguous, filled from the device."""
+        cupy.ascontiguousarray(array).get(stream=self.stream, out=out)
+        self.wait()
+        return out
+
+    def wait(self) -> None:
+        """Until all that was put in is done; other threads run meanwhile."""
+        self.stream.synchronize()
+
+
+_threads = threading.local()
+
+
+def own_queue() -> Queue:
+    """The calling thread's."""
+    if not hasattr(_threads, "queue"):
+        _threads.queue = Queue()
+    queue: Queue = _threads.queue
+    return queue
+
+
+def pinned(nbytes: int) -> Block:
+    """Page-locked memory of the host, which the device copies from and to by itself."""
+    return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+
+def limit_memory(nbytes: int) -> None:
+    """The most that CuPy's pool takes of the current device."""
+    cupy.get_default_memory_pool().set_limit(size=nbytes)
+
+
+def release_memory() -> None:
+    """Give back what the pools hold and nobody uses."""
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def is_on_device(block: Any) -> bool:
+    """Whether it is a CuPy array."""
+    return isinstance(block, cupy.ndarray)
+
+
+class Compiled(BlockKernel):
+    """A program as a CUDA kernel. Safe in threads; compiled on the first call, or loaded from CuPy's cache of what was compiled."""
+
+    def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...]) -> None:
+        """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
+        self.program = lower(trees, dtypes)
+        self.dtypes = dtypes[0], dtypes[-1]
+        self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
+        self._layout = lru_cache(maxsize=16)(self._plan)
+        self._function = lru_cache(maxsize=4)(self._compile)
+        cuda_source.element(self.program)
+
+    def describe(self) -> str:
+        """How it runs."""
+        return "one pass by CUDA"
+
+    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
+        """A block on the device, C-contiguous, gives one there; `out` is for blocks of the host."""
+        if not is_on_device(block):
+            return super().__call__(block, region, out)
+        checked(np.broadcast_to(np.empty((), block.dtype), block.shape), region, None, self.dtypes)
+        made: Block = cupy.empty(block.shape, self.dtypes[1])
+        if block.size:
+            self.compute(block, region, made)
+        return made
+
+    def _fill(self, out: Block, block: Block, region: Region) -> None:
+        queue = own_queue()
+        with queue():
+            made = cupy.empty(block.shape, self.dtypes[1])
+            self.compute(queue.upload(block), region, made)
+            queue.download(made, out)
+
+    def compute(self, x: Array, region: Region, out: Array) -> None:
+        """On the current stream. x, out: C-contiguous on the device, not empty, apart from one another. Unfit when a value fails a check,
+        which is waited for."""
+        # Where a parameter does not vary, every part of a size is the same.
+        kept = tuple((part.start or 0, part.stop) if axis in self._axes else (0, 0) for axis, part in enumerate(region))
+        layout, parameters = self._layout(x.shape, kept)
+        index = np.uint32 if x.size < 2**31 else np.uint64
+        width = cuda_source.width(self.program)
+        unfit = cupy.zeros(1, np.uint32)
+        arguments = [index(x.size), index(layout.span), index(layout.period), np.int32(_together(layout, width)), unfit, x, out]
+        processors = cupy.cuda.Device().attributes["MultiProcessorCount"]
+        blocks = max(1, min(-(-x.size // (width * _THREADS)), processors * _BLOCKS_PER_PROCESSOR))
+        self._function(layout.varying, np.dtype(index).itemsize)((blocks,), (_THREADS,), (*arguments, *parameters))
+        if self.program.checks and int(unfit[0]):
+            raise Unfit
+
+    def _plan(self, shape: tuple[int, ...], kept: tuple[tuple[int, int], ...]) -> tuple[Layout, list[Array]]:
+        """The layout, and its rows and values on the device."""
+        parts = []
+        for parameter in self.program.parameters:
+            part = parameter.values[tuple(slice(*kept[axis]) for axis in parameter.axes)]
+            parts.append((part, parameter.axes))
+        layout = plan(shape, parts)
+        parameters = [cupy.asarray(array) for pair in layout.parameters for array in pair]
+        cupy.cuda.get_current_stream().synchronize()  # they are for all streams
+        return layout, parameters
+
+    def _compile(self, varying: bool, index_nbytes: int) -> Any:
+        code = cuda_source.write(self.program, varying)
+        module = cupy.RawModule(code=code, options=(*_OPTIONS, f"-DINDEX=u{index_nbytes}"), backend="nvrtc")
+        return module.get_function(cuda_source.ENTRY)
+
+
+def _together(layout: Layout, width: int) -> bool:
+    """Whether the elements of one load are neighbours in a row, and in a period of it."""
+    return layout.span % width == 0 and layout.period % width == 0
+
+
+def decode_frames(
+    queue: Queue, codec: str, stored: Array, places: Sequence[tuple[int, int, int]], nbytes: int, out: Array
+) -> None:
+    """One batch by nvCOMP, waited for. places: (offset in `stored`, bytes there, offset in `out`) of each frame, which decodes to `nbytes`.
+
+    stored, out: uint8 on the device. ValueError when a frame does not decode to that."""
+    offsets, sizes, targets = (list(column) for column in zip(*places, strict=True))
+    stream = queue.stream.ptr
+    coder = _coder(codec, cupy.cuda.Device().id, stream)
+    nvcomp = import_module("nvidia.nvcomp")
+    frames = nvcomp.as_arrays(stored, offsets, sizes, stream)
+    room = nvcomp.as_arrays(out, targets, [nbytes] * len(targets), stream)
+    # From the sizes that are known: parsing the frames for theirs would make the host wait.
+    config = coder.decompression_config(coder.compression_config([nbytes] * len(targets)))
+    decoded = coder.decode(frames, out=room, decompression_config=config)
+    queue.wait()
+    for number, size in enumerate(decoded.buffer_sizes):
+        if size != nbytes:
+            raise ValueError(f"frame {number} decodes to {size} bytes instead of {nbytes}")
+
+
+NVCOMP_NAMES = {"zstd": "Zstd", "lz4": "LZ4", "gzip": "Gzip"}
+"""nvCOMP's names of the codecs whose frames it decodes as they are."""
+
+
+@lru_cache(maxsize=64)
+def _coder(codec: str, device: int, stream: int) -> Any:
+    nvcomp = import_module("nvidia.nvcomp")
+    kind = nvcomp.BitstreamKind.RAW
+    return nvcomp.Codec(algorithm=NVCOMP_NAMES[codec], bitstream_kind=kind, device_id=device, cuda_stream=stream)
