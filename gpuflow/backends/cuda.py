@@ -36,7 +36,7 @@ All other operations are exact."""
 
 _THREADS = 256  # of a block
 _BLOCKS_PER_PROCESSOR = 16
-_OPTIONS = ("--std=c++17", "--fmad=false")  # NumPy rounds the product before it adds
+OPTIONS = ("--std=c++17", "--fmad=false")  # NumPy rounds the product before it adds
 
 
 class Queue:
@@ -168,7 +168,7 @@ class Compiled(BlockKernel):
 
     def _compile(self, varying: bool, index_nbytes: int) -> Any:
         code = cuda_source.write(self.program, varying)
-        module = cupy.RawModule(code=code, options=(*_OPTIONS, f"-DINDEX=u{index_nbytes}"), backend="nvrtc")
+        module = cupy.RawModule(code=code, options=(*OPTIONS, f"-DINDEX=u{index_nbytes}"), backend="nvrtc")
         return module.get_function(cuda_source.ENTRY)
 
 

@@ -15,12 +15,14 @@ typedef double f8;
 
 #ifdef __CUDACC__
 #define FN __device__ __forceinline__
+#define FN_MEMBER __device__ __forceinline__
 FN f4 load_half(u2 bits) { f4 value; asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits)); return value; }
 FN u2 store_half(f4 value) { u2 bits; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value)); return bits; }
 FN f4 round_half(f8 value) { u2 bits; asm("cvt.rn.f16.f64 %0, %1;" : "=h"(bits) : "d"(value)); return load_half(bits); }
 #else
 #include <cmath>
 #define FN static inline
+#define FN_MEMBER inline
 FN f4 load_half(u2 bits) { _Float16 value; __builtin_memcpy(&value, &bits, 2); return value; }
 FN u2 store_half(f4 value) { _Float16 half = value; u2 bits; __builtin_memcpy(&bits, &half, 2); return bits; }
 FN f4 round_half(f8 value) { return (_Float16)value; }

