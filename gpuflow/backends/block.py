@@ -15,11 +15,24 @@ Block = NDArray[Any]
 Region = tuple[slice, ...]
 
 
+def on_host(block: Any) -> bool:
+    """Whether it lies in the host's memory, as a NumPy array; else it is a CuPy array."""
+    return isinstance(block, np.ndarray | np.generic)
+
+
+def to_host(block: Any) -> Block:
+    """A NumPy array: itself, or a copy of what lies on a device."""
+    found: Block = block if on_host(block) else block.get()
+    return found
+
+
 class BlockKernel(ABC):
-    """What the backends' kernels have in common: `program`, and `dtypes`, in and out."""
+    """What the backends' kernels have in common: `program`, and `dtypes`, in and out. on_device: whether a kernel takes CuPy arrays as
+    well, and gives them."""
 
     program: Program
     dtypes: tuple[DType, DType]
+    on_device: bool = False
 
     def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
         """block: the part `region` of the array, of any strides; out: C-contiguous, or None for a new one; may be `block`.

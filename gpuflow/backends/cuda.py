@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpuflow.backends import cuda_source
-from gpuflow.backends.block import Block, BlockKernel, Region, checked
+from gpuflow.backends.block import Block, BlockKernel, Region, checked, on_host
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.layout import Layout, plan
 from gpuflow.backends.operations import DType, Unfit
@@ -101,13 +101,10 @@ def release_memory() -> None:
     cupy.get_default_pinned_memory_pool().free_all_blocks()
 
 
-def is_on_device(block: Any) -> bool:
-    """Whether it is a CuPy array."""
-    return isinstance(block, cupy.ndarray)
-
-
 class Compiled(BlockKernel):
     """A program as a CUDA kernel. Safe in threads; compiled on the first call, or loaded from CuPy's cache of what was compiled."""
+
+    on_device = True
 
     def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...]) -> None:
         """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
@@ -124,7 +121,7 @@ class Compiled(BlockKernel):
 
     def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
         """A block on the device, C-contiguous, gives one there; `out` is for blocks of the host."""
-        if not is_on_device(block):
+        if on_host(block):
             return super().__call__(block, region, out)
         checked(np.broadcast_to(np.empty((), block.dtype), block.shape), region, None, self.dtypes)
         made: Block = cupy.empty(block.shape, self.dtypes[1])

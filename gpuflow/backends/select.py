@@ -23,6 +23,10 @@ Backend = Literal["numba", "torch"]
 class Compiled(Protocol):
     """A chain of trees, compiled by one of the backends. Safe in threads."""
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it takes blocks that lie on a CUDA device, as CuPy arrays, and gives them."""
+
     def describe(self) -> str:
         """How it runs, for the plan."""
 

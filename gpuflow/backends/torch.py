@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuflow.backends.block import Block, BlockKernel, Region
+from gpuflow.backends.block import Block, BlockKernel, Region, on_host
 from gpuflow.backends.cpu import TOLERANCE_ULP as _NUMPY_ULP
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.operations import DType, NotExpressible, Unfit
@@ -54,11 +54,23 @@ class Compiled(BlockKernel):
             if one.kind == "constant"
         }
         self._last_used = {index: number for number, one in enumerate(self.program.instructions) for index in one.arguments}
+        self.on_device = device != "cpu"
         self._try()
 
     def describe(self) -> str:
         """How it runs."""
         return f"by Torch on {self.device}"
+
+    def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
+        """A CuPy array gives one, over the same memory that Torch sees; `out` is for blocks of the host."""
+        if on_host(block):
+            return super().__call__(block, region, out)
+        from gpuflow.backends.cuda import cupy
+
+        made: Block = cupy.empty(block.shape, self.dtypes[1])
+        with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
+            self.compute(torch.from_dlpack(block), region, torch.from_dlpack(made))
+        return made
 
     def _fill(self, out: Block, block: Block, region: Region) -> None:
         self.compute(_shared(block).to(self.device), region, torch.from_numpy(out))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow.backends.block import on_host
 from gpuflow.grid import Grid
 
 logger = logging.getLogger(__name__)
@@ -46,13 +47,19 @@ class Moments:
 
     @classmethod
     def of(cls, block: NDArray[Any], keep: tuple[int, ...]) -> Moments:
-        """Moments of `block` (any shape, real dtype) over the axes that are not in `keep` (ascending axis numbers).
+        """Moments of `block` (any shape, real dtype) over the axes that are not in `keep` (ascending axis numbers). A CuPy array is read
+        on its device.
 
         Never widens the block. Integers beyond 2**53 are rounded to float64. The same block gives the same bits."""
         if list(keep) != sorted(set(keep)) or any(not 0 <= axis < block.ndim for axis in keep):
             raise ValueError(f"keep {keep} is not an ascending choice among {block.ndim} axes")
         if block.dtype.kind not in "biuf":
             raise TypeError(f"no moments of {block.dtype} values")
+        if not on_host(block):
+            from gpuflow.backends.cuda_moments import moments
+
+            parts = moments(block, keep)
+            return cls(*(np.ascontiguousarray(parts[name]) for name in _FIELDS))
         if block.dtype.isnative and block.dtype.itemsize <= 8:
             try:
                 return _compiled(block, keep)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow.backends.block import to_host
 from gpuflow.backends.operations import NotExpressible, Unfit
 from gpuflow.backends.select import Backend, Compiled, compiler
 from gpuflow.steps.base import ArraySpec, Region, Step, StepError
@@ -36,6 +37,13 @@ class Kernel:
         """Whether the steps run as one pass."""
         return self._compiled is not None
 
+    @property
+    def on_device(self) -> bool:
+        """Whether it takes a block that lies on a CUDA device, as a CuPy array, and gives one."""
+        if self._parts:
+            return all(part.on_device for part in self._parts)
+        return self._compiled is not None and self._compiled.on_device
+
     def describe(self) -> str:
         """For the plan: which steps are one pass, or why they are not."""
         if self._parts:
@@ -48,13 +56,14 @@ class Kernel:
     def __call__(self, block: NDArray[Any], region: Region, out: NDArray[Any] | None = None) -> NDArray[Any]:
         """The result for `block`, the part `region` of the array, of any strides.
 
-        out: C-contiguous, of `out_dtype` and the block's shape, or None for a new array; it may be `block` itself, not overlap it.
+        out: C-contiguous, of `out_dtype` and the block's shape, or None for a new array; it may be `block` itself, not overlap it. None for
+        a block that lies on a device; see `on_device`.
         StepError when a strict step refuses a value."""
         if self._compiled is not None:
             try:
                 return self._compiled(block, region, out)
             except Unfit:
-                self._one_by_one(block, region)  # says which value it is
+                self._one_by_one(to_host(block), region)  # says which value it is
                 raise StepError("a value does not fit, by a hair: the steps one by one let it pass") from None
         result = self._one_by_one(block, region)
         if out is None:
