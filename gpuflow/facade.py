@@ -14,6 +14,7 @@ from gpuflow.display.progress import shown
 from gpuflow.display.run_card import ReceiptCard
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.execution.calibrate import calibrate_nodes, calibration_data
+from gpuflow.execution.devices import choose_here
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import raise_for
 from gpuflow.execution.submit import Progress
@@ -26,6 +27,7 @@ from gpuflow.pipelines.load import load_any, writing
 from gpuflow.pipelines.pipeline import Pipeline, Statistics
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.pipelines.statistics import AnyPipeline, StatisticsPipeline
+from gpuflow.settings import scheduler_address
 from gpuflow.triggers.chains import in_order
 from gpuflow.triggers.functions import handlers_of
 from gpuflow.triggers.watching import Watching
@@ -80,6 +82,8 @@ def run(
     RunFailed when chunks failed, with the receipt; the others are done, and calling it again does only what is missing. stack: apply an
     in-place pipeline on top of another. allow_exec: `exec` steps may run programs on the embedded cluster of the call."""
     spec = as_any(pipeline)
+    if connection is None and scheduler_address() is None:
+        choose_here(spec)
     connected = _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec)
     with connected as cluster, shown(progress) as bar:
         if isinstance(spec, StatisticsPipeline):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from gpuflow.backends.devices import CudaDevice, Library, cuda_devices, why_no_cuda, why_no_device, why_no_library
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.operations import DType
 from gpuflow.errors import ConfigError, DeviceUnavailable, Problem
@@ -36,15 +37,84 @@ class Compiled(Protocol):
         Unfit when a value fails a check; `block` is then as it was."""
 
 
-def select_device(asked: str) -> str:
-    """`auto` or `cpu` -> `cpu`. ConfigError for a word that names no device, DeviceUnavailable for one that is not there."""
+_ON_CUDA: dict[str, Library] = {"torch": "torch"}
+"""The library by which what a backend compiles runs on a CUDA device: see `compiler`. Backends that are not here are for the CPU."""
+_ARRAYS: tuple[Library, ...] = ("torch",)
+"""The libraries of whose arrays on a CUDA device users' functions may be given some: see `gpuflow.steps.apply`."""
+_REMEDY = "use device: auto or cpu"
+
+
+def check_device_word(asked: str) -> None:
+    """ConfigError for a word that names no device."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", asked):
         raise ConfigError([Problem(f"device {asked!r} is unknown", hint="use auto, cpu, cuda or cuda:N")])
-    if asked.startswith("cuda"):
-        raise DeviceUnavailable("this version of gpuflow has no CUDA backend", "use device: auto or cpu")
+
+
+def select_device(asked: str, backend: str | None = None) -> str:
+    """What `asked` is on this machine, for this process: cpu, cuda or cuda:N. backend: what is to run there; None: anything.
+
+    ConfigError for a word that names no device, DeviceUnavailable for one that is not there."""
+    check_device_word(asked)
+    if asked == "cpu":
+        return asked
+    reason = why_not_cuda(backend)
     if asked == "auto":
-        logger.info("device: auto is cpu")
-    return "cpu"
+        say_of_auto("cpu" if reason else "cuda", reason)
+        return "cpu" if reason else "cuda"
+    if reason:
+        raise DeviceUnavailable(f"{asked} cannot be used: {reason}", _REMEDY)
+    find_device(asked)
+    return asked
+
+
+@lru_cache(maxsize=64)
+def say_of_auto(chosen: str, reason: str) -> None:
+    """To the log, once a process."""
+    logger.info("device: auto is %s%s", chosen, f": {reason}" if reason else "")
+
+
+def find_device(asked: str) -> CudaDevice:
+    """The device of `cuda` (the first), or `cuda:N`. DeviceUnavailable when it is not among those that this process may use."""
+    devices = cuda_devices()
+    wanted = int(asked.partition(":")[2] or -1)
+    found = next((device for device in devices if wanted in (-1, device.index)), None)
+    if found is None:
+        there = f"there are {', '.join(map(str, devices))}" if devices else why_no_cuda()
+        raise DeviceUnavailable(f"there is no device {asked} for this process: {there}", _REMEDY)
+    return found
+
+
+def why_not_cuda(backend: str | None) -> str:
+    """Why this process cannot run what `backend` compiles on a CUDA device; empty when it can. None: anything at all."""
+    if backend is None or (reason := why_no_device()):
+        return why_no_cuda() if backend is None else reason
+    library = library_of(backend)
+    return why_no_library(library) if library else no_library(backend)
+
+
+def library_of(backend: str) -> Library | None:
+    """By what `backend` runs on a CUDA device; None when it does not."""
+    return _ON_CUDA.get(select_backend(backend))
+
+
+def no_library(backend: str) -> str:
+    """Why a backend that is not for CUDA devices does not run there."""
+    return f"kernels by {select_backend(backend)} run on the CPU: use backend: torch"
+
+
+def check_arrays(library: Library, who: str) -> None:
+    """DeviceUnavailable when functions get no arrays of `library` on a device. who: wants them."""
+    if library not in _ARRAYS:
+        reason = f"{who} takes CuPy arrays, which this version of gpuflow gives to no function"
+        raise DeviceUnavailable(reason, "name its first parameter torch, and it gets tensors")
+
+
+def device_for_arrays(library: Library, who: str) -> str:
+    """`cuda`, for arrays of `library`. DeviceUnavailable when this process cannot have them there. who: wants them."""
+    if reason := why_no_cuda(library):
+        raise DeviceUnavailable(f"{who} needs a CUDA device: {reason}")
+    check_arrays(library, who)
+    return "cuda"
 
 
 def select_backend(asked: str) -> Backend:
@@ -67,7 +137,7 @@ def compiler(backend: Backend, device: str) -> Callable[[tuple[Node, ...], tuple
         from gpuflow.backends import torch
 
         return partial(torch.Compiled, device=torch.find_device(device))
-    if device != "cpu":
+    if device != "cpu":  # here goes what compiles for CUDA by CuPy, with an entry in _ON_CUDA
         raise DeviceUnavailable(f"kernels by numba run on the CPU, not on {device}", "use device: cpu, or backend: torch")
     from gpuflow.backends import cpu
 

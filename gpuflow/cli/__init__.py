@@ -22,7 +22,7 @@ from gpuflow.cli import (
     watch,
     webhook,
 )
-from gpuflow.errors import ConfigError, GpuflowError
+from gpuflow.errors import ConfigError, DeviceUnavailable, GpuflowError
 
 app = typer.Typer(
     name="gpuflow",
@@ -73,12 +73,13 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line. Errors of gpuflow's own are one message and exit status 1, or 2 for a wrong configuration."""
+    """Run the command line. Errors of gpuflow's own are one message and exit status 1, or 2 for a wrong configuration and for
+    a device that is not there."""
     try:
         app()
     except GpuflowError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2 if isinstance(error, ConfigError) else 1)
+        sys.exit(2 if isinstance(error, ConfigError | DeviceUnavailable) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

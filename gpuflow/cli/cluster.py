@@ -31,26 +31,35 @@ def node(
     scheduler: Annotated[str | None, typer.Option(help="The scheduler's address (or GPUFLOW_SCHEDULER).")] = None,
     root: Annotated[Path | None, typer.Option(help="Store root on this machine's local disk (or GPUFLOW_ROOT).")] = None,
     name: Annotated[str | None, typer.Option(help="Name of a new node (default: the host's name).")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes; 0 shares out the cores.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Worker processes for the CPU; 0 shares out the cores, or leaves them to CUDA devices.")
+    ] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Threads of each; 0 shares out the cores.")] = 0,
     host: Annotated[str | None, typer.Option(help="This machine's address as the others see it.")] = None,
     allow_exec: Annotated[bool, typer.Option("--allow-exec", help="Let `exec` steps run programs here.")] = False,
     allow_shell: Annotated[bool, typer.Option("--allow-shell", help="Let `gpuflow shell` open shells here.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N: a worker for each device.")] = "auto",
+    share_device: Annotated[
+        bool, typer.Option("--share-device", help="Let workers of other nodes on this machine have the same devices.")
+    ] = False,
     rack: Annotated[
         str | None, typer.Option(help="Where it stands: copies lie on different racks, if they can. The node keeps it.")
     ] = None,
 ) -> None:
     """Run this machine as a node in the foreground: `dask worker --preload gpuflow.cluster`, started again when it ends."""
-    from gpuflow.cluster.launch import serve_node, share_out
+    from dataclasses import replace
+
+    from gpuflow.cluster.launch import devices_for, serve_node, starts
 
     address = scheduler or scheduler_address()
     if address is None:
         raise ClusterError("the scheduler's address is missing", "give --scheduler tcp://HOST:8786, or set GPUFLOW_SCHEDULER")
-    processes, share = share_out(workers=workers)
-    options = ["--nworkers", str(processes), "--nthreads", str(threads or share), "--no-dashboard"]
-    options += ["--host", host] if host else []
+    (each,) = starts(len(os.sched_getaffinity(0)), 1, workers or None, devices_for(device), device)
+    if threads:
+        each = [replace(start, threads=threads) for start in each]
+    options = ["--no-dashboard", *(["--host", host] if host else [])]
     place = root or store_root()
     if not (place / "node.json").exists():
         typer.echo(f"{place} holds no store: this is a new node. If it had one, stop here: its disk is not mounted.", err=True)
     allowed = [what for what, wanted in (("exec", allow_exec), ("shell", allow_shell)) if wanted]
-    serve_node(address, place, options, name, rack, may=allowed)
+    serve_node(address, place, options, name, rack, may=allowed, workers=each, share_device=share_device)

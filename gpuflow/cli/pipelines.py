@@ -70,22 +70,22 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a pipeline would do, array by array. Only metadata is read."""
-    from gpuflow.backends.select import select_device
     from gpuflow.display.plan import plan_details, plan_view
     from gpuflow.execution import statistics
+    from gpuflow.execution.devices import choose_device
     from gpuflow.execution.expected import expected
     from gpuflow.execution.memory import check_memory
     from gpuflow.execution.run import look, plan_all_chunks, prepare
     from gpuflow.pipelines.load import load_any
     from gpuflow.pipelines.statistics import StatisticsPipeline
 
-    spec = load_any(file, settings or ())
+    spec = load_any(file, _with_device(settings, device))
     if isinstance(spec, StatisticsPipeline):
         from gpuflow.cli.statistics import plan_statistics
 
         return plan_statistics(spec, scheduler, nodes, root, as_json)
-    chosen = select_device(device or spec.run.device)
     with nodes_to_look_at(scheduler, nodes, root) as where:
+        chosen = choose_device(where, spec).told
         found = look(where, spec)
         checked, record = prepare(found, spec, stack=stack)
         memory = check_memory(where, found, checked, workers or spec.run.workers)
@@ -114,19 +114,27 @@ def run(
     Chunks that are done already are skipped. A chunk that fails does not stop the others; the exit status is then 1, and running again
     does only what is missing. Ctrl-C stops it cleanly."""
     from gpuflow.display.progress import ProgressBar
+    from gpuflow.execution.devices import choose_here
     from gpuflow.execution.summary import run_statistics
     from gpuflow.objectstore.healing import run_and_heal
     from gpuflow.pipelines.load import load_any
     from gpuflow.pipelines.spec import PipelineSpec
     from gpuflow.settings import scheduler_address
 
-    spec = load_any(file, settings or ())
-    embedded_workers = None if scheduler or scheduler_address() else workers or spec.run.workers
-    chosen = device or spec.run.device
-    where = cluster(scheduler, nodes, embedded_workers, chosen, root, allow_exec=allow_exec)
+    spec = load_any(file, _with_device(settings, device))
+    embedded = not (scheduler or scheduler_address())
+    if embedded:
+        choose_here(spec)
+    embedded_workers = workers or spec.run.workers if embedded else None
+    where = cluster(scheduler, nodes, embedded_workers, spec.run.device, root, allow_exec=allow_exec)
     with where as connection, ProgressBar() as bar:
         if isinstance(spec, PipelineSpec):
             receipt = run_and_heal(connection, spec, stack=stack, progress=bar)
         else:
             receipt = run_statistics(connection, spec, progress=bar)
     end_with(receipt, as_json, report)
+
+
+def _with_device(settings: list[str] | None, device: str | None) -> list[str]:
+    """`--device` takes the place of what the file says."""
+    return [*(settings or ()), *([f"run.device={device}"] if device else ())]

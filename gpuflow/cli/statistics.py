@@ -18,11 +18,13 @@ def plan_statistics(
 ) -> None:
     """Which are kept with the source, and what has to be read for the others. Only metadata is read."""
     from gpuflow.display.plan import time_text
+    from gpuflow.execution.devices import choose_device
     from gpuflow.execution.expected import expected_statistics
     from gpuflow.execution.statistics import look_up
     from gpuflow.execution.summary import look, passes_of, questions, what_is_missing
 
     with nodes_to_look_at(scheduler, nodes, root) as where:
+        device = choose_device(where, pipeline).told
         found, plan = look(where, pipeline)
         plan, _ = look_up(found, plan)
         arrays: dict[str, dict[str, Any]] = {}
@@ -40,5 +42,5 @@ def plan_statistics(
     for path, array in arrays.items():
         left = ", ".join(array["missing"]) or "nothing: all are kept with the source"
         table.add_row(path, ", ".join(array["asked"]), left, str(array["chunks"]))
-    shown = Group(table, Text(f"time: {time_text(time)}"))
-    show(shown, {"source": plan.source.name, "arrays": arrays, "time": time}, as_json)
+    shown = Group(table, Text(f"time: {time_text(time)}  on {device}"))
+    show(shown, {"source": plan.source.name, "device": device, "arrays": arrays, "time": time}, as_json)

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from distributed import Client
 
 from gpuflow import __version__
-from gpuflow.backends.select import select_device
+from gpuflow.backends.select import check_device_word
 from gpuflow.cluster.launch import EmbeddedCluster, existing_roots
 from gpuflow.cluster.results import Results
 from gpuflow.cluster.worker_plugin import on_store, sent_bytes
@@ -32,7 +32,8 @@ _WORKERS_SECONDS = 90.0  # for all embedded workers to join: processes that impo
 class Connection:
     """A cluster to work on. Close it, or use it in a `with` block; that also ends an embedded cluster.
 
-    client: the `distributed.Client`, for whatever else you want to run there. device: what steps run on."""
+    client: the `distributed.Client`, for whatever else you want to run there. device: what steps run on where
+    their pipeline says `auto`: auto, cpu, cuda or cuda:N."""
 
     def __init__(self, client: Client, device: str, embedded: EmbeddedCluster | None = None) -> None:
         self.client, self.device, self.embedded = client, device, embedded
@@ -145,15 +146,17 @@ def connect(
 
     An embedded cluster has a scheduler and `workers` processes (default: `launch.share_out`) on each of `nodes` nodes of this machine
     (default: as many as its root holds, at least 1). Its store is at `root` (default `GPUFLOW_ROOT`, else `./.gpuflow`); further nodes
-    have roots below it. device: auto | cpu | cuda. allow_exec: `exec` steps may run programs on its workers; allow_shell: they open shells.
+    have roots below it. device: auto | cpu | cuda | cuda:N: what its workers have, one for each CUDA device (see `launch.starts`); with
+    another cluster, what pipelines use that leave it open. allow_exec: `exec` steps may run programs on its workers; allow_shell: they
+    open shells.
 
     ClusterError and StoreError say what is wrong and what to do."""
-    chosen = select_device(device)
+    check_device_word(device)
     address = address or scheduler_address()
     allowed = [what for what, wanted in (("exec", allow_exec), ("shell", allow_shell)) if wanted]
     if address is None:
         base = (Path(root) if root else store_root()).absolute()
-        return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, chosen, allowed)
+        return _embedded(base, nodes or max(1, len(existing_roots(base))), workers, device, allowed)
     if nodes is not None or workers is not None or root is not None:
         raise ClusterError("nodes, workers and root are for an embedded cluster", f"leave them out, or do not name {address}")
     if allowed:
@@ -167,7 +170,7 @@ def connect(
             f"no scheduler answers at {address} ({error})", "check the address, or start `gpuflow scheduler`"
         ) from error
     try:
-        return Connection(client, chosen)
+        return Connection(client, device)
     except BaseException:
         client.close()
         raise
@@ -186,7 +189,7 @@ def _knock(address: str) -> None:
 
 
 def _embedded(root: Path, nodes: int, workers: int | None, device: str, may: Sequence[str]) -> Connection:
-    cluster = EmbeddedCluster(root, nodes, workers, may=may)
+    cluster = EmbeddedCluster(root, nodes, workers, may=may, device=device)
     client = None
     try:
         client = Client(cluster.address, timeout=_CONNECT_SECONDS)

@@ -22,8 +22,10 @@ def headline(observed: Observed, routing: str, broken: str, version: str) -> str
     """The cluster in a line, and what is wrong with it in another."""
     nodes, chunks = observed.nodes, sum(observed.arrays.values())
     workers, threads = sum(node.workers for node in nodes), sum(node.threads for node in nodes)
+    devices = [device for node in nodes for device in node.devices]
+    there = [counted(len(devices), "CUDA device")] if devices else []
     parts = [
-        ", ".join([counted(len(nodes), "node"), counted(workers, "worker"), counted(threads, "thread")]),
+        ", ".join([counted(len(nodes), "node"), counted(workers, "worker"), counted(threads, "thread"), *there]),
         f"{counted(chunks, 'chunk')} of {counted(len(observed.arrays), 'array')}",
         f"{escape(routing)} routing",
         f"gpuflow {escape(version)}",

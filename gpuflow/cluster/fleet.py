@@ -5,7 +5,7 @@ Pure. With 1,000 workers each look at all of them would cost more than the relea
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from operator import is_not
@@ -16,13 +16,16 @@ DEPTH = 2
 
 @dataclass(frozen=True, slots=True)
 class WorkerView:
-    """A worker as the scheduler sees it. threads: 0 when it takes no tasks, being paused or about to leave: it serves its chunks all the
-    same. processing: number of tasks in its hands, of whatever kind."""
+    """A worker as the scheduler sees it. node: its place, see `Places`. threads: 0 when it takes no tasks, being paused or about to leave:
+    it serves its chunks all the same. processing: number of tasks in its hands, of whatever kind. device: cpu, or cuda:N. stands_in: it is
+    no worker, but says that those of its node are none for a device."""
 
     address: str
     node: str
     threads: int
     processing: int
+    device: str = "cpu"
+    stands_in: bool = False
 
     @property
     def idle(self) -> int:
@@ -34,7 +37,7 @@ class Fleet:
     """Indices over the views that `see` was last given.
 
     threads: of each node that takes tasks. reachable: nodes that serve their chunks, with how many workers. room: workers that take
-    another task, by address. idle: threads without a task."""
+    another task, by address. idle: threads without a task. lacking: places without a worker, whose nodes serve their chunks."""
 
     def __init__(self) -> None:
         self._views: dict[str, WorkerView] = {}
@@ -43,6 +46,7 @@ class Fleet:
         self.reachable: Counter[str] = Counter()
         self.room: dict[str, WorkerView] = {}
         self.idle = 0
+        self.lacking: set[str] = set()
 
     def see(self, workers: Sequence[WorkerView]) -> None:
         """These are all. It costs least when one that has not changed is the same object in the same place."""
@@ -55,10 +59,16 @@ class Fleet:
             for address in self._views.keys() - {view.address for view in workers}:
                 self._remove(address)
 
+    def views(self) -> Collection[WorkerView]:
+        """As they were last seen."""
+        return self._views.values()
+
     def _add(self, view: WorkerView) -> None:
         self._views[view.address] = view
         self.reachable[view.node] += 1
         self.idle += view.idle
+        if view.stands_in:
+            self.lacking.add(view.node)
         if view.threads:
             self.threads[view.node] += view.threads
         if view.processing < DEPTH * view.threads:
@@ -69,6 +79,8 @@ class Fleet:
         if view is None:
             return
         self.idle -= view.idle
+        if view.stands_in:
+            self.lacking.discard(view.node)
         self.room.pop(address, None)
         for index, count in ((self.reachable, 1), (self.threads, view.threads)):
             if index[view.node] > count:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ class ChunkGroup:
     shipping and computing cost is estimated from. node: the node that must take it (an ingest's placement). movable: whether
     another node than a holder may take it when waiting costs more than shipping; chunks changed in place stay where they are.
 
+    device: what its worker must have: `cuda` or `cuda:N`; `auto` and `cpu` are for any worker, which takes its device or its CPU for it.
+
     homes: for chunks that are computed from several of the source: the nodes that hold most of these. chunks are then those that are
     written, nbytes what would have to be shipped to other nodes in addition, and inputs the digest of what each is computed from."""
 
@@ -43,13 +46,16 @@ class ChunkGroup:
     movable: bool = True
     homes: tuple[str, ...] = ()
     inputs: tuple[bytes, ...] = ()
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
     """What a worker says of itself when it joins. place: where `root` really is (see `place`). usable_nbytes: of memory, before Dask
     pauses it; None without a limit. machine_nbytes: what its machine, or its cgroup, has.
-    allows_exec: whether steps may run programs there; allows_shell: whether it opens shells."""
+    allows_exec: whether steps may run programs there; allows_shell: whether it opens shells. device: cpu, or cuda:N of its machine;
+    device_name, device_nbytes: of that one, and of its memory; why_cpu: why it is none of CUDA's; lacks: libraries for CUDA that are of no
+    use there, and why."""
 
     node: str
     root: str
@@ -58,6 +64,11 @@ class NodeInfo:
     machine_nbytes: int = 0
     allows_exec: bool = False
     allows_shell: bool = False
+    device: str = "cpu"
+    device_name: str = ""
+    device_nbytes: int = 0
+    why_cpu: str = ""
+    lacks: Mapping[str, str] = field(default_factory=dict)
     version: str = __version__
 
 

@@ -76,6 +76,7 @@ def _families(plugin: GpuflowPlugin) -> Iterator[Any]:
     yield counter("chunks_shipped", "Chunks that went from node to node", figures.shipped["chunks"])
     yield counter("shipped_bytes", "Bytes of chunks that went from node to node", figures.shipped["nbytes"])
     yield counter("transfer_seconds", "Seconds that threads waited for chunks of other nodes", plugin.transferred[2])
+    yield gauge("devices", "CUDA devices that have a worker", sum(len(node.devices) for node in observed.nodes))
     chunks = GaugeMetricFamily("gpuflow_chunks", "Chunks whose newest generation a node has", labels=["node", "copies"])
     queued = GaugeMetricFamily("gpuflow_node_tasks", "Chunk tasks of a node", labels=["node", "state"])
     for node in observed.nodes[:_MOST_NODES]:

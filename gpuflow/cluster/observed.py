@@ -3,12 +3,14 @@ have changed, and nothing while they have not."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from gpuflow.cluster.figures import Held, census
 from gpuflow.cluster.inventory import ArrayName
+from gpuflow.cluster.places import needs_device
 
 if TYPE_CHECKING:
     from gpuflow.cluster.scheduler_plugin import GpuflowPlugin
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class NodeFigures:
-    """Of a live node. parked: tasks that wait and are local to it, and maybe to others; running: those that its workers have."""
+    """Of a live node. parked: tasks that wait and are local to it, and maybe to others; running: those that its workers have; devices: what
+    its workers for CUDA have, a name each."""
 
     name: str
     workers: int
@@ -24,6 +27,7 @@ class NodeFigures:
     held: Held
     parked: int
     running: int
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +42,25 @@ class Observed:
     def of(cls, plugin: GpuflowPlugin) -> Observed:
         """As it is now."""
         held, away, arrays = _counted(plugin)
-        queued, states = plugin.router.queued(), plugin.scheduler.workers
+        queued, states = _parked(plugin), plugin.scheduler.workers
         nodes = []
         for name, addresses in sorted(plugin.members.workers_of.items()):
             there = [states[address] for address in addresses if address in states]
             running = sum(len(worker.processing) for worker in there)
             threads = sum(worker.nthreads for worker in there)
-            nodes.append(NodeFigures(name, len(there), threads, held.get(name, Held()), queued[name], running))
+            infos = (plugin.members.nodes[address] for address in sorted(addresses))
+            devices = tuple(f"{info.device} {info.device_name}" for info in infos if needs_device(info.device))
+            nodes.append(NodeFigures(name, len(there), threads, held.get(name, Held()), queued[name], running, devices))
         return cls(tuple(nodes), arrays, away)
+
+
+def _parked(plugin: GpuflowPlugin) -> Counter[str]:
+    """By node: of a task that is local to several places of it, the one where most wait."""
+    found = Counter[str]()
+    for place, count in plugin.router.queued().items():
+        node = plugin.places.node_of(place)
+        found[node] = max(found[node], count)
+    return found
 
 
 _Counted = tuple[dict[str, Held], int, dict[ArrayName, int]]

@@ -14,6 +14,7 @@ import click
 from distributed import Nanny, Scheduler, Worker
 
 from gpuflow.cluster import scheduler_plugin, worker_plugin
+from gpuflow.cluster.worker_device import take_device
 from gpuflow.errors import GpuflowError
 from gpuflow.settings import allow_exec, allow_shell, store_root
 
@@ -27,7 +28,11 @@ _IDLE_SECONDS = 1.0
 @click.option("--node-name", default=None, help="Name of a new node; the default is the host's name.")
 @click.option("--allow-exec", "may_exec", is_flag=True, help="Let `exec` steps run programs on this worker.")
 @click.option("--allow-shell", "may_shell", is_flag=True, help="Let `gpuflow shell` open shells on this worker.")
-def dask_setup(server: Any, root: Path | None, node_name: str | None, may_exec: bool, may_shell: bool) -> None:
+@click.option("--device", default="auto", help="What this worker computes on: auto, cpu, cuda or cuda:N.")
+@click.option("--share-device", is_flag=True, help="Let other workers that say so too have the same CUDA device.")
+def dask_setup(
+    server: Any, root: Path | None, node_name: str | None, may_exec: bool, may_shell: bool, device: str, share_device: bool
+) -> None:
     """gpuflow's part of a Dask scheduler or worker."""
     if may_exec:
         allow_exec()
@@ -40,7 +45,7 @@ def dask_setup(server: Any, root: Path | None, node_name: str | None, may_exec: 
         if isinstance(server, Scheduler):
             scheduler_plugin.install(server)
         elif isinstance(server, Worker):
-            worker_plugin.install(server, root or store_root(), node_name)
+            worker_plugin.install(server, root or store_root(), node_name, take_device(device, share=share_device))
             if not embedded:  # there a run follows at once
                 server.loop.call_later(_IDLE_SECONDS, threading.Thread(target=_import_ahead, daemon=True).start)
         elif not isinstance(server, Nanny):

@@ -15,6 +15,7 @@ from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 
 from gpuflow.cluster.fleet import DEPTH, Fleet, WorkerView
+from gpuflow.cluster.places import fits
 from gpuflow.cluster.rates import Rates
 
 _MARGIN_TASKS, _MARGIN_SECONDS = 0.5, 0.05
@@ -33,13 +34,14 @@ _MISSES = 32
 """Threads that a look finds nothing for before it leaves the others to the next one: with 500 that idle at a run's end, a look at all of
 them took longer than it is to the next end of a task."""
 
-LOCAL, HOT_NODE, PAUSED = "local", "hot_node", "holder_paused"
+LOCAL, HOT_NODE, PAUSED, DEVICE = "local", "hot_node", "holder_paused", "device"
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A parked task. holders: the nodes it is local to. nbytes: what shipping it would move. work: what its time is proportional to,
-    in any unit that the tasks of its run share (decoded bytes). movable: may run elsewhere."""
+    """A parked task. holders: the nodes it is local to, as `Places` has them, here and below. nbytes: what shipping it would move. work:
+    what its time is proportional to, in any unit that the tasks of its run share (decoded bytes). movable: may run elsewhere. device: what
+    its worker must have, the same for all tasks of a run with the same holders."""
 
     key: object
     run: str
@@ -47,11 +49,13 @@ class Waiting:
     nbytes: int
     work: int
     movable: bool = True
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Give task `key` to `worker`. reason: LOCAL, or why it is shipped: HOT_NODE; PAUSED when no worker of its holders takes tasks."""
+    """Give task `key` to `worker`. reason: LOCAL, or why it is shipped: HOT_NODE; PAUSED when no worker of its holders takes tasks; DEVICE
+    when none of them has the device that it needs."""
 
     key: object
     worker: str
@@ -85,9 +89,10 @@ class _Queue:
     def last(self, run: str) -> Waiting:
         return next(reversed(self.runs[run].values()))
 
-    def movable(self) -> list[str]:
-        """Runs whose last task may be shipped."""
-        return [run for run in self.runs if self.last(run).movable]
+    def movable(self, device: str | None = None) -> list[str]:
+        """Runs whose last task may be shipped, to a worker with `device`."""
+        last = ((run, self.last(run)) for run in self.runs)
+        return [run for run, task in last if task.movable and (device is None or fits(device, task.device))]
 
 
 class Router:
@@ -195,6 +200,24 @@ class Router:
                 found[able] += len(queue.runs[run])
         return found
 
+    def parked_at(self, nodes: Set[str]) -> list[object]:
+        """Parked tasks that are local to one of `nodes`."""
+        return [key for holders, queue in self._queues.items() if holders & nodes for key in queue.all_keys()]
+
+    def unfit(self, run: str) -> int:
+        """Parked tasks of a run for a device that no worker has which may take them, as workers were at the last look."""
+        there = {view.device for view in self.fleet.views() if not view.stands_in}
+        hopeless = 0
+        for holders, queue in self._queues.items():
+            if run in queue.runs:
+                task = queue.last(run)
+                near = holders & self.fleet.reachable.keys()
+                able = (
+                    any(fits(one, task.device) for one in there) if task.movable else not near or bool(near - self.fleet.lacking)
+                )
+                hopeless += 0 if able else len(queue.runs[run])
+        return hopeless
+
     def queued(self) -> Counter[str]:
         """Parked tasks by node; one that is local to several counts at each of them."""
         return Counter(
@@ -283,7 +306,7 @@ class _Look:
                     break
                 run, holders = found
                 task = self.router._queues[holders].first(run)
-                if depth > 1 and self._leave_to_others(task, node):
+                if (depth > 1 and self._leave_to_others(task, node)) or self._ends_sooner_elsewhere(task, worker):
                     break
                 self._send(task, worker, LOCAL)
 
@@ -312,6 +335,25 @@ class _Look:
             return False
         return any(rates.is_slower(run, node, other) for other in self._without_own)
 
+    def _ends_sooner_elsewhere(self, task: Waiting, worker: WorkerView) -> bool:
+        """Whether a faster holder would have done this task, after all else that is local to it, before this slow worker could end it: a
+        CPU beside a GPU must not hold up the end of a run."""
+        rates, run, node = self.router.rates, task.run, worker.node
+        if len(task.holders) == 1 or not rates.is_below_average(run, node):
+            return False
+        rounds = 1 + self.load[worker.address] // worker.threads
+        own = rounds * task.work * rates.compute_rate(run, node)
+        others = (other for other in task.holders if other != node and other in self.threads)
+        return any(rates.is_slower(run, node, other) and self._all_done(other) <= own for other in others)
+
+    def _all_done(self, node: str) -> float:
+        """Seconds until a live node would have done what it has in hand and all that is local to it, by itself."""
+        router, rate = self.router, self.router.rates.compute_rate
+        seconds = sum(work * rate(run, node) for run, work in router._hands.get(node, {}).items())
+        for run, queues in router._of_node.get(node, {}).items():
+            seconds += rate(run, node) * sum(router._queues[holders].work[run] for holders in queues)
+        return seconds / self.threads[node]
+
     @cached_property
     def _without_own(self) -> set[str]:
         """Live nodes to which no parked task is local."""
@@ -329,13 +371,19 @@ class _Look:
                 break
             for holders in islice(self._longest(), _LOOKED_AT):
                 queue, wait = self.router._queues[holders], self._wait(holders)
-                task = queue.last(self.router._turn(queue.movable(), worker.node))
+                if not (runs := queue.movable(worker.device)):
+                    continue
+                task = queue.last(self.router._turn(runs, worker.node))
                 if self._gain(task, wait, worker) > 0:
-                    self._send(task, worker, HOT_NODE if math.isfinite(wait) else PAUSED)
+                    self._send(task, worker, HOT_NODE if math.isfinite(wait) else self._why_not_there(holders))
                     break
             else:
                 missed += 1
         self.router._missed += missed
+
+    def _why_not_there(self, holders: frozenset[str]) -> str:
+        """Of holders none of which takes tasks."""
+        return DEVICE if holders & self.reachable.keys() <= self.router.fleet.lacking else PAUSED
 
     def _some(self, hungry: list[WorkerView]) -> list[WorkerView]:
         """All, beginning after those that the last looks found nothing for, where there are too many for one look."""

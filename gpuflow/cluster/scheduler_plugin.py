@@ -28,7 +28,8 @@ from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.foreign import foreign_groups
 from gpuflow.cluster.inventory import Inventory
 from gpuflow.cluster.members import Members
-from gpuflow.cluster.messages import SHIPPED, ChunkGroup, Transferred, packed_column
+from gpuflow.cluster.messages import SHIPPED, ChunkGroup, NodeInfo, Transferred, packed_column
+from gpuflow.cluster.places import Places, fits, needs_device
 from gpuflow.cluster.recall import Recall
 from gpuflow.cluster.routing import LOCAL, Release, Router, Waiting
 from gpuflow.cluster.tasks import array_of, compute_seconds, group_of, is_chunk_task, work_of
@@ -67,6 +68,7 @@ class GpuflowPlugin(SchedulerPlugin):
         self.routing = routing_for(distributed.__version__, routing_mode())
         self.broken = self._refusal()
         self.members = Members()
+        self.places = Places()
         self.groups: dict[object, ChunkGroup] = {}
         self.reasons: dict[str, Counter[str]] = defaultdict(Counter)  # run -> why its tasks went where they went
         self.idle_seconds: dict[str, float] = defaultdict(float)  # run -> thread-seconds without work while it had tasks parked
@@ -166,6 +168,9 @@ class GpuflowPlugin(SchedulerPlugin):
             logger.error("worker %s may not join: %s", worker, self.members.refused[worker])
             scheduler.loop.add_callback(self._send_away, worker)
             return
+        info = self.members.nodes[worker]
+        if self.places.add(info.node, info.device):
+            self._park_anew(self.router.parked_at(set(self.places.live({info.node}))))
         orphaned = self.members.has_moved(worker) and self._forget_node(self.members.nodes[worker].node)
         for other in self.members.nodes if orphaned else [worker]:
             scheduler.loop.add_callback(self._sync_and_kick, other)
@@ -214,9 +219,9 @@ class GpuflowPlugin(SchedulerPlugin):
         return {worker.address for worker in busiest}
 
     def _holder_sets(self) -> set[frozenset[str]]:
-        """Of tasks that have not ended."""
+        """Of tasks that have not ended: nodes."""
         if self.routing == "late":
-            return self.router.holder_sets()
+            return set(map(self.places.nodes_of, self.router.holder_sets()))
         tasks = self.scheduler.tasks
         return {self._holders(group) for key, group in self.groups.items() if tasks[key].state not in ("memory", "erred")}
 
@@ -232,15 +237,20 @@ class GpuflowPlugin(SchedulerPlugin):
         """Where the task may run: nowhere until it is released, or in strict mode on its holders' workers."""
         addresses: set[str] = set()
         if self.routing == "strict":
-            holders = self._holders(self.groups[key])
-            addresses = {address for address, info in self.members.nodes.items() if info.node in holders}
+            group = self.groups[key]
+            holders, wanted = self._holders(group), group.device
+            able = {address for address, info in self.members.nodes.items() if fits(info.device, wanted)}
+            addresses = {address for address in able if self.members.nodes[address].node in holders}
+            if not addresses and needs_device(wanted) and group.movable and holders & self.members.workers_of.keys():
+                addresses = able
         self.scheduler.tasks[key].worker_restrictions = addresses or set(PARKED)
 
     def _park(self, key: Any) -> None:
         if self.routing == "late":
             group = self.groups[key]
             holders = self._holders(group)
-            self.router.park(Waiting(key, group.run, holders, group.nbytes, work_of(group), group.movable))
+            where = self.places.of(holders, group.device)
+            self.router.park(Waiting(key, group.run, where, group.nbytes, work_of(group), group.movable, group.device))
             stranded = foreign.is_foreign(group) and not holders & self.members.workers_of.keys()
             if stranded and self._freeing is None:
                 self._freeing = self.scheduler.loop.call_later(foreign.GRACE_SECONDS, self._free_stranded)
@@ -269,7 +279,7 @@ class GpuflowPlugin(SchedulerPlugin):
         """Tasks that wait for a node which is not there."""
         live = self.members.workers_of.keys()
         if self.routing == "late":
-            return self.router.stranded(live)
+            return self.router.stranded(self.places.live(live))
         return [key for key in self._stuck() if not self._holders(self.groups[key]) & live]
 
     def _kick(self, delay: float = 0.0) -> None:
@@ -323,9 +333,11 @@ class GpuflowPlugin(SchedulerPlugin):
             task.annotations[SHIPPED] = (release.reason, addresses)
 
     def _views(self) -> list[WorkerView]:
-        return [view for address, info in self.members.nodes.items() if (view := self._view(address, info.node)) is not None]
+        views = [view for address, info in self.members.nodes.items() if (view := self._view(address, info)) is not None]
+        live = self.members.workers_of.keys()
+        return [*views, *self.places.stand_ins(live, {view.node for view in views})] if self.places.live(live) != live else views
 
-    def _view(self, address: str, node: str) -> WorkerView | None:
+    def _view(self, address: str, info: NodeInfo) -> WorkerView | None:
         """The same object as before, if nothing has changed. None when the worker neither works nor serves."""
         state = self.scheduler.workers.get(address)
         if state is None or (state.status != Status.running and state.status not in _TAKES_NO_TASKS):
@@ -334,7 +346,8 @@ class GpuflowPlugin(SchedulerPlugin):
         if state.status != Status.running:
             threads = 0
         if known is None or known.processing != processing or known.threads != threads:
-            known = self._seen[address] = WorkerView(address, node, threads, processing)
+            place = self.places.of_worker(info.node, info.device)
+            known = self._seen[address] = WorkerView(address, place, threads, processing, info.device)
         return known
 
     def _count_idle(self) -> None:
@@ -393,14 +406,18 @@ class GpuflowPlugin(SchedulerPlugin):
     def _rehome(self) -> None:
         """Parked tasks whose holders are now known otherwise go to the queue where they belong."""
         if self.routing == "late":
-            for key in self.router.stranded(self.members.workers_of):
-                self._park(key)
+            self._park_anew(self.router.stranded(self.places.live(self.members.workers_of)))
             return
         stuck = self._stuck()
         for key in stuck:
             self._restrict(key)
         free = {key: "processing" for key in stuck if self.scheduler.tasks[key].worker_restrictions != PARKED}
         self.scheduler.transitions(free, stimulus_id=f"gpuflow-rehome-{time.time()}")
+
+    def _park_anew(self, keys: list[Any]) -> None:
+        """Where they now belong."""
+        for key in keys:
+            self._park(key)
 
     @_guarded
     def handle_delta(self, worker: str, node: str, commits: list[Any], transfer: Transferred) -> None:
@@ -507,13 +524,21 @@ class GpuflowPlugin(SchedulerPlugin):
             "transferred": self.transferred,
             "stranded": [key for key in self._stranded() if self.groups[key].run == run],
             "paused": [(sorted(nodes), tasks) for nodes, tasks in self._held_up(run).items()],
+            "unfit": self._unfit(run),
         }
 
     def _held_up(self, run: str) -> Mapping[frozenset[str], int]:
         """Tasks that must stay on nodes all of whose workers are paused, by these nodes."""
         workers, nodes = self.scheduler.workers, self.members.workers_of
         paused = {node for node, there in nodes.items() if all(workers[address].status in _TAKES_NO_TASKS for address in there)}
-        return self.router.waiting_for(paused, nodes.keys(), run)
+        if not paused:
+            return {}
+        found = self.router.waiting_for(set(self.places.live(paused)), set(self.places.live(nodes.keys())), run)
+        return {self.places.nodes_of(places): tasks for places, tasks in found.items()}
+
+    def _unfit(self, run: str) -> int:
+        """Tasks that wait for a device which no worker has."""
+        return self.router.unfit(run)
 
 
 def install(scheduler: Scheduler) -> GpuflowPlugin:

@@ -20,6 +20,7 @@ from gpuflow.cluster.peers import Holders, Peers
 from gpuflow.cluster.place import place_of
 from gpuflow.cluster.serving import Serving
 from gpuflow.cluster.shell import Shells
+from gpuflow.cluster.worker_device import WorkerDevice
 from gpuflow.settings import exec_is_allowed, shell_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
@@ -36,12 +37,13 @@ _LOCATE_SECONDS = 30.0  # for the scheduler's answer
 class NodeRuntime:
     """`worker.gpuflow`: the store, the buffers, and the way to peers and scheduler. Methods are called from task threads."""
 
-    def __init__(self, worker: Worker, store: NodeStore) -> None:
+    def __init__(self, worker: Worker, store: NodeStore, device: WorkerDevice) -> None:
         self.worker, self.store, self.slots = worker, store, Slots()
         self.committer = ThreadPoolExecutor(worker.state.nthreads, thread_name_prefix="commit")  # threads that wait for the disk
         self.given_up = set[str]()
         """Runs that have waited in vain for a node to come back."""
         self.serving, self.peers = Serving(store), Peers(worker)
+        self.device = device
         self._tail: Tail | None = None
 
     def info(self, worker: Worker) -> dict[str, Any]:
@@ -49,8 +51,22 @@ class NodeRuntime:
         manager = worker.memory_manager
         usable = int(manager.memory_limit * (manager.memory_pause_fraction or 1.0)) if manager.memory_limit else None
         root = self.store.root
-        allowed = exec_is_allowed(), shell_is_allowed()
-        return asdict(NodeInfo(self.store.node_id, str(root), place_of(root), usable, MEMORY_LIMIT, *allowed))
+        return asdict(
+            NodeInfo(
+                self.store.node_id,
+                str(root),
+                place_of(root),
+                usable,
+                MEMORY_LIMIT,
+                allows_exec=exec_is_allowed(),
+                allows_shell=shell_is_allowed(),
+                device=self.device.name,
+                device_name=self.device.title,
+                device_nbytes=self.device.nbytes,
+                why_cpu=self.device.why_cpu,
+                lacks=self.device.lacks,
+            )
+        )
 
     # -- served to others -----------------------------------------------------------------------------------------------------
 
@@ -150,12 +166,12 @@ def sent_bytes(run: str, dask_worker: Worker) -> int:
     return int(dask_worker.gpuflow.serving.sent[run])
 
 
-def install(worker: Worker, root: Path, name: str | None = None) -> NodeRuntime:
+def install(worker: Worker, root: Path, name: str | None, device: WorkerDevice) -> NodeRuntime:
     """Open and recover the store at `root`, and make `worker` one of its node's workers. StoreError when the root is unusable."""
     store = NodeStore(root, name=name)
     store.recover()
     snapshots.sweep_all(store)
-    runtime = worker.gpuflow = NodeRuntime(worker, store)
+    runtime = worker.gpuflow = NodeRuntime(worker, store, device)
     worker.startup_information["gpuflow"] = runtime.info
     worker.handlers["gf_changes"] = runtime.changes
     worker.handlers["gf_events"] = runtime.events

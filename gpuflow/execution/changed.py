@@ -23,6 +23,7 @@ from gpuflow.datasets.leases import leased
 from gpuflow.datasets.survey import Survey, survey, survey_part
 from gpuflow.execution.again import outranking
 from gpuflow.execution.copies import check_nodes, keep_up
+from gpuflow.execution.devices import check_in_place, choose_device
 from gpuflow.execution.memory import rooms
 from gpuflow.execution.passes import Run
 from gpuflow.execution.permission import check_permission
@@ -121,7 +122,7 @@ def run_changed(
 ) -> Receipt | None:
     """Run a pipeline on what changed; None when a whole run is needed (see `decide`). The receipt counts what was looked at. decided: is
     told what that is, before anything is done."""
-    run_id, began = uuid.uuid4().hex[:12], time.monotonic()
+    run_id, began, device = uuid.uuid4().hex[:12], time.monotonic(), choose_device(connection, spec)
     in_place = leased(connection, spec.source.dataset, same_pipeline(spec), run_id) if spec.output.in_place else nullcontext()
     with in_place:
         connection.ask("gf_sync")
@@ -133,7 +134,7 @@ def run_changed(
         return _carry_out(
             connection,
             decision,
-            Run(connection, decision.plan.source, progress or Silent(), patience_seconds, run_id, spec.run),
+            Run(connection, decision.plan.source, progress or Silent(), patience_seconds, run_id, spec.run, device=device),
             began,
         )
 
@@ -142,6 +143,7 @@ def _carry_out(connection: Connection, decision: Decision, run: Run, began: floa
     found, plan, record, chunks = decision.found, decision.plan, decision.record, decision.chunks
     check_nodes(connection, record)
     check_permission(connection, plan)
+    check_in_place(found, plan, run.device, connection.info()["workers"].values())
     for path, numbers in sorted(decision.lost.items()):
         run.record_lost(path, sorted(numbers), found.nodes)
     record = record if plan.spec.output.in_place else outranking(found, record, chunks)

@@ -22,8 +22,8 @@ Place = Callable[[tuple[int, ...], np.dtype[Any]], Block]
 class Evaluation:
     """`flow` over arrays with the specs that it has at each node. Neighbouring elementwise steps run as one pass."""
 
-    def __init__(self, flow: Flow, specs: Sequence[ArraySpec], backend: Backend) -> None:
-        self._flow, self._specs, self._backend = flow, specs, backend
+    def __init__(self, flow: Flow, specs: Sequence[ArraySpec], backend: Backend, device: str = "cpu") -> None:
+        self._flow, self._specs, self._backend, self._device = flow, specs, backend, device
 
     def __call__(self, boxes: Boxes, region: Region, place: Place) -> Block:
         """The part `region` of the result. place: where it goes, unless it is one of the boxes as it is."""
@@ -43,7 +43,7 @@ class Evaluation:
             spec_number = below.of[0]
             below = self._flow.nodes[spec_number]  # type: ignore[assignment]
         if steps:
-            kernel = compile_steps(tuple(reversed(steps)), self._specs[spec_number], self._backend)
+            kernel = compile_steps(tuple(reversed(steps)), self._specs[spec_number], self._backend, self._device)
             block = self._node(spec_number, region, boxes, None)
             return kernel(block, region, place(block.shape, kernel.out_dtype) if place is not None else None)
         return self._apply(node, region, boxes)

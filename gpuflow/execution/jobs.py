@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from gpuflow.backends.select import Backend
+from gpuflow.backends.select import Backend, select_device
 from gpuflow.datasets.growth import settled
 from gpuflow.errors import SourceChanged, StoreError
 from gpuflow.execution.evaluate import Evaluation
@@ -30,6 +31,16 @@ from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
 
+class HasDevice(Protocol):
+    """A job whose steps are compiled. device: cpu, auto, cuda or cuda:N: where the task goes is routed by it."""
+
+    @property
+    def backend(self) -> Backend: ...
+
+    @property
+    def device(self) -> str: ...
+
+
 def load_block(lane: Lane, chunk: int, grid: Grid) -> tuple[Replica, Block, Region]:
     """The valid part of a chunk, decoded, and where in the array it lies, as the plan knows its `grid`: it may have grown since.
     ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
@@ -41,19 +52,23 @@ def load_block(lane: Lane, chunk: int, grid: Grid) -> tuple[Replica, Block, Regi
     return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
 
 
-def apply_steps(
-    lane: Lane, steps: tuple[Step, ...], backend: Backend, region: Region, block: Block, target: ArrayCodec | None = None
-) -> Block:
-    """`block`, the part `region` of the array, after all steps, in one pass where they can be fused; in memory of the slot's, where
-    `target` encodes it best."""
+def apply_steps(lane: Lane, job: MapJob | StatisticsJob, region: Region, block: Block, target: ArrayCodec | None = None) -> Block:
+    """`block`, the part `region` of the array, after all steps of `job`, in one pass where they can be fused; in memory of the
+    slot's, where `target` encodes it best."""
+    steps = job.steps
     if not steps:
         return block
     with lane.tally.timed("compute"):
-        kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), backend)
+        kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), *resolved(job))
         extent = block.shape
         out = target.place(extent, lane.slot) if target else lane.slot.computed.array(extent, kernel.out_dtype)
         set_place(lane, lane.codec.metadata, region, steps)
         return kernel(block, region, out)
+
+
+def resolved(job: HasDevice) -> tuple[Backend, str]:
+    """The backend of a job, and its device as this worker, to which CUDA shows no other than its own, has it. DeviceUnavailable."""
+    return job.backend, select_device(job.device.partition(":")[0], job.backend)
 
 
 def set_place(lane: Lane, metadata: ArrayMetadata, region: Region, steps: Sequence[Operation]) -> None:
@@ -64,15 +79,15 @@ def set_place(lane: Lane, metadata: ArrayMetadata, region: Region, steps: Sequen
         current.set(Place(lane.group.dataset, lane.group.array, metadata.key(chunk), lane.store.writer.folder))
 
 
-def compile_for(record: DatasetRecord, array: str, steps: tuple[Step, ...], backend: Backend) -> Block:
-    """Have the machine code for `steps` made or loaded; what comes out of a block of zeros as large as the first chunk."""
-    metadata = record.array(array)
+def compile_for(record: DatasetRecord, array: str, job: MapJob | StatisticsJob) -> Block:
+    """Have the machine code for the steps of `job` made or loaded; what comes out of a block of zeros as large as the first chunk."""
+    metadata, steps = record.array(array), job.steps
     spec, grid = spec_of(metadata), metadata.grid
     block = np.zeros(grid.extent(0) if grid.size else (0,) * len(grid.shape), spec.dtype)
     region = grid.region(0) if grid.size else (slice(0, 0),) * len(grid.shape)
     if any(step.runs_programs for step in steps):  # on real chunks only
-        return np.zeros(block.shape, compile_steps(steps, spec, backend).out_dtype)
-    return compile_steps(steps, spec, backend)(block, region) if steps else block
+        return np.zeros(block.shape, compile_steps(steps, spec, *resolved(job)).out_dtype)
+    return compile_steps(steps, spec, *resolved(job))(block, region) if steps else block
 
 
 def _unknown(lane: Lane, chunk: int) -> StoreError:
@@ -94,10 +109,11 @@ class MapJob:
     in_place: bool = False
     durable: bool = True
     backend: Backend = "numba"
+    device: str = "cpu"
 
     def prepare(self, array: str) -> None:
         """Compile the steps."""
-        compile_for(self.records[0], array, self.steps, self.backend)
+        compile_for(self.records[0], array, self)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done: the manifest knows, and in place nothing else does."""
@@ -115,7 +131,7 @@ class MapJob:
         if self.in_place and source.recipe == UNKNOWN:
             raise _unknown(lane, chunk)
         target = lane.output_codec(self.target)
-        block = apply_steps(lane, self.steps, self.backend, region, block, target)
+        block = apply_steps(lane, self, region, block, target)
         with lane.tally.timed("encode"):
             data = target.encode(block, lane.slot)
         with lane.tally.timed("commit"):
@@ -181,17 +197,18 @@ class StatisticsJob:
     request: Request
     durable: bool = True
     backend: Backend = "numba"
+    device: str = "cpu"
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
-        block = compile_for(self.records[0], array, self.steps, self.backend)
+        block = compile_for(self.records[0], array, self)
         self.request.of(block, tuple(slice(0, size) for size in block.shape))
 
     def process(self, lane: Lane, chunk: int) -> None:
         """The statistics of one chunk, placed in the kept axes of the whole array."""
         grid, keep = self.records[0].array(lane.group.array).grid, self.request.keep
         _, block, region = load_block(lane, chunk, grid)
-        block = apply_steps(lane, self.steps, self.backend, region, block)
+        block = apply_steps(lane, self, region, block)
         with lane.tally.timed("compute"):
             part = self.request.of(block, region)
             part = part.embed(tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
@@ -215,6 +232,7 @@ class GatherJob:
     made_by: str
     durable: bool = True
     backend: Backend = "numba"
+    device: str = "cpu"
     patience_seconds: float = 0.0
 
     @property
@@ -226,7 +244,7 @@ class GatherJob:
         """Compile the steps."""
         grid = self.records[-1].becoming[array].grid
         if grid.size:
-            warm_up(self.records[0], self.flow, grid.region(0), self.backend)
+            warm_up(self.records[0], self.flow, grid.region(0), *resolved(self))
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done; the first that is not has everything read for the whole group."""
@@ -243,7 +261,7 @@ class GatherJob:
             specs = specs_of(self.records[0], self.flow)
             wanted = [number for number in lane.group.chunks if not is_done(number)]
             gathering = Gathering(lane, self.records[0], self.flow, specs, grid, wanted, self.patience_seconds)
-            lane.shared = gathering, Evaluation(self.flow, specs, self.backend)
+            lane.shared = gathering, Evaluation(self.flow, specs, *resolved(self))
         gathering, evaluate = lane.shared
         boxes, found = gathering.take(chunk)
         if found != inputs[chunk]:
@@ -274,20 +292,21 @@ class GatherStatisticsJob:
     request: Request
     durable: bool = True
     backend: Backend = "numba"
+    device: str = "cpu"
     patience_seconds: float = 0.0
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
         if self.grid.size:
             region = self.grid.region(0)
-            self.request.of(warm_up(self.records[0], self.flow, region, self.backend), region)
+            self.request.of(warm_up(self.records[0], self.flow, region, *resolved(self)), region)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Of one part, placed in the kept axes of the whole."""
         if lane.shared is None:
             specs = specs_of(self.records[0], self.flow)
             gathering = Gathering(lane, self.records[0], self.flow, specs, self.grid, lane.group.chunks, self.patience_seconds)
-            lane.shared = gathering, Evaluation(self.flow, specs, self.backend)
+            lane.shared = gathering, Evaluation(self.flow, specs, *resolved(self))
         gathering, evaluate = lane.shared
         boxes, _ = gathering.take(chunk)
         region, keep = self.grid.region(chunk), self.request.keep
@@ -308,7 +327,7 @@ def specs_of(record: DatasetRecord, flow: Flow) -> tuple[ArraySpec, ...]:
     return flow.specs({path: spec_of(record.array(path)) for path in flow.paths})
 
 
-def warm_up(record: DatasetRecord, flow: Flow, region: Region, backend: Backend) -> Block:
+def warm_up(record: DatasetRecord, flow: Flow, region: Region, backend: Backend, device: str) -> Block:
     """Have the machine code of a flow made or loaded; what it makes of zeros for the part `region` of its result."""
     specs = specs_of(record, flow)
     if any(operation.runs_programs for operation in flow.applied):  # on real chunks only
@@ -317,4 +336,4 @@ def warm_up(record: DatasetRecord, flow: Flow, region: Region, backend: Backend)
     boxes = {
         path: (box, np.zeros([axis.stop - axis.start for axis in box], record.array(path).dtype)) for path, box in pulled.items()
     }
-    return Evaluation(flow, specs, backend)(boxes, region, np.empty)
+    return Evaluation(flow, specs, backend, device)(boxes, region, np.empty)

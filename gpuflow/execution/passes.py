@@ -11,8 +11,10 @@ import numpy as np
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.cluster.places import fits
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.errors import ChunkLost
+from gpuflow.execution.devices import ANYWHERE, Chosen
 from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Job
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
@@ -39,6 +41,7 @@ class Run:
     statistics_chunks: int = 0
     notes: list[str] = field(default_factory=list)
     """What its user should know, beside the counts."""
+    device: Chosen = ANYWHERE
 
     @property
     def stopped(self) -> bool:
@@ -51,10 +54,11 @@ class Run:
         return self.outcome.interrupted or (self.how.on_error == "stop" and bool(self.outcome.tally.failures))
 
     def prepare(self, work: Sequence[Batch]) -> None:
-        """On every worker, before the first task."""
+        """On every worker that the run can use, before the first task."""
         jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
-        workers = [address for addresses in self.connection.nodes().values() for address in addresses]
-        if jobs:
+        there = self.connection.info()["workers"]
+        workers = [address for address, worker in there.items() if fits(worker["device"], self.device.worker)]
+        if jobs and workers:
             self.connection.client.run(_prepare, jobs, workers=workers, on_error="ignore")  # of a worker that is gone
 
     def submit(self, title: str, work: Sequence[Batch]) -> Outcome:
@@ -115,6 +119,7 @@ class Run:
                 work=sum(mine.nbytes),
                 homes=(home,),
                 inputs=tuple(mine.inputs),
+                device=self.device.worker,
             )
             batches.append(Batch(group, job, busy, whole, together))
         return batches
@@ -128,10 +133,11 @@ class Run:
         ]
 
     def threads(self) -> dict[str, int]:
-        """Of each node's workers together."""
+        """Of each node's workers together, those that the run can use."""
         found: dict[str, int] = {}
         for worker in self.connection.info()["workers"].values():
-            found[worker["node"]] = found.get(worker["node"], 0) + worker["threads"]
+            usable = worker["threads"] if fits(worker["device"], self.device.worker) else 0
+            found[worker["node"]] = found.get(worker["node"], 0) + usable
         return found
 
     def _group(
@@ -155,6 +161,7 @@ class Run:
             work=self.source.array(array).chunk_nbytes * len(chunks),
             node=node,
             movable=movable,
+            device=self.device.worker,
         )
 
 

@@ -27,6 +27,7 @@ from gpuflow.execution.again import above_floor, outranking
 from gpuflow.execution.auto import compressor_for
 from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.counted import bound_of
+from gpuflow.execution.devices import Chosen, check_in_place, choose_device
 from gpuflow.execution.jobs import CarryJob, GatherJob, MapJob
 from gpuflow.execution.lane import Job
 from gpuflow.execution.memory import check_memory, rooms
@@ -58,12 +59,12 @@ def run_pipeline(
     its parameters are known.
 
     Running it again does what is not done yet, and nothing twice. PlanTooLarge when a worker has not the memory for it; NameTaken while
-    another pipeline changes the source in place."""
-    run_id = uuid.uuid4().hex[:12]
+    another pipeline changes the source in place; DeviceUnavailable as of `choose_device`."""
+    run_id, device = uuid.uuid4().hex[:12], choose_device(connection, spec)
     if not spec.output.in_place:
-        return _run(connection, spec, run_id, stack, progress, patience_seconds, resolved)
+        return _run(connection, spec, run_id, device, stack, progress, patience_seconds, resolved)
     with leased(connection, spec.source.dataset, same_pipeline(spec), run_id):
-        return _run(connection, spec, run_id, stack, progress, patience_seconds, resolved)
+        return _run(connection, spec, run_id, device, stack, progress, patience_seconds, resolved)
 
 
 def same_pipeline(spec: PipelineSpec) -> str:
@@ -75,6 +76,7 @@ def _run(
     connection: Connection,
     spec: PipelineSpec,
     run_id: str,
+    device: Chosen,
     stack: bool,
     progress: Progress | None,
     patience_seconds: float,
@@ -86,7 +88,8 @@ def _run(
     check_memory(connection, found, plan)
     check_nodes(connection, record)
     check_permission(connection, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, spec.run)
+    check_in_place(found, plan, device, connection.info()["workers"].values())
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, spec.run, device=device)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
     plan = statistics.resolve(run, found, plan, record)
     if run.stopped:  # no parameters, so not one chunk was begun
@@ -238,13 +241,13 @@ def work_of(run: Run, plan: Plan, part: ChunkPlan, record: DatasetRecord, room: 
     job: Job
     if array.gathered:
         backend = select_backend(plan.spec.run.backend)
-        gather = GatherJob(records, array.flow, part.made_by, durable, backend, run.patience_seconds)
+        gather = GatherJob(records, array.flow, part.made_by, durable, backend, run.device.steps, run.patience_seconds)
         return run.gathered(gather, plan.target, array.path, part, sharing(array, room))
     if array.carried:
         job = CarryJob(records, plan.target, part.made_by, durable)
     else:
         backend = select_backend(plan.spec.run.backend)
-        job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable, backend)
+        job = MapJob(records, plan.target, array.steps, part.made_by, in_place, durable, backend, run.device.steps)
     return run.batches(job, array.path, part.pending, part.table, newest=part.newest, movable=not in_place)
 
 

@@ -143,7 +143,7 @@ def reduce_flow(
     part = plan_chunks(array, array.made_by(None), tables, nothing)
     for path, numbers in part.lost.items():
         run.record_lost(path, numbers, found.nodes)
-    job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.patience_seconds)
+    job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.device.steps, run.patience_seconds)
     partials = None
     if part.gathers is not None and len(part.pending) == grid.size:
         tokens = np.frombuffer(b"".join(part.gathers.inputs), "V16")
@@ -177,7 +177,7 @@ def reduce_array(
         return Reduced(request.empty(tuple(grid.shape[axis] for axis in request.keep)))
     run.record_lost(array, np.flatnonzero(~table.present).tolist(), table.nodes)
     steps = flow.steps or () if flow is not None else ()
-    job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend)
+    job: Job = StatisticsJob((run.source,), tuple(steps), request, backend=backend, device=run.device.steps)
     partials = None
     chunks = np.flatnonzero(table.present).tolist()
     if flow is not None and table.present.all():

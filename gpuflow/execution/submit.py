@@ -17,7 +17,7 @@ from distributed.scheduler import KilledWorker
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.messages import PREFIX, ChunkGroup, Transferred
-from gpuflow.errors import ChunkLost, ClusterError
+from gpuflow.errors import ChunkLost, ClusterError, DeviceUnavailable
 from gpuflow.execution.groups import Cutter, in_turn, part_of
 from gpuflow.execution.lane import GroupResult, Job, run_group
 from gpuflow.execution.tally import Failure, Tally
@@ -95,6 +95,7 @@ class Submission:
         self._uncut: dict[tuple[int, str], list[Cutter]] = {}  # by job and array: what is not yet tasks
         self._work: dict[Any, tuple[ChunkGroup, Job, int]] = {}  # by key: and the number of the try
         self._stranded: dict[Any, float] = {}  # key -> since when
+        self._unfit_since: float | None = None
         self._told: set[tuple[str, ...]] = set()  # paused nodes that the user knows of
         self._number = 0
         self._threads = 1
@@ -199,6 +200,7 @@ class Submission:
             raise ClusterError(f"the run was stopped: {answer['broken'] or embedded.trouble}")  # type: ignore[union-attr]
         self._tell_of_paused(answer["paused"])
         now = time.monotonic()
+        self._check_devices(answer["unfit"], now)
         keys = {tuple(key) for key in answer["stranded"]}
         self._stranded = {key: self._stranded.get(key, now) for key in keys}
         for key in [key for key, since in self._stranded.items() if now - since > self._patience and key in self._work]:
@@ -212,6 +214,13 @@ class Submission:
                     str(ChunkLost(f"{group.dataset}/{group.array} number {chunk}", [group.node or "all nodes"])),
                 )
             self._connection.client.cancel([future for future in pending.futures if future.key == key])
+
+    def _check_devices(self, unfit: int, now: float) -> None:
+        """DeviceUnavailable when tasks have been waiting too long for a worker with the device that they need."""
+        since = self._unfit_since = (self._unfit_since or now) if unfit else None
+        if since is not None and now - since > self._patience:
+            reason = f"{unfit} tasks need a CUDA device, and no worker that may take them has one any more"
+            raise DeviceUnavailable(reason, "run again when such workers are back: what is done is not done again")
 
     def _tell_of_paused(self, paused: Sequence[tuple[Sequence[str], int]]) -> None:
         """Once, of nodes that are there and take no work, where chunks must wait for them."""

@@ -20,6 +20,7 @@ from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.execution import statistics
+from gpuflow.execution.devices import choose_device
 from gpuflow.execution.memory import check_memory
 from gpuflow.execution.passes import Run
 from gpuflow.execution.permission import check_permission
@@ -68,11 +69,12 @@ def run_statistics(
 ) -> Receipt:
     """Run a pipeline of statistics on a cluster. The receipt has them, `results`, unless chunks failed: then it tells which."""
     began, run_id = time.monotonic(), uuid.uuid4().hex[:12]
+    device = choose_device(connection, pipeline)
     connection.ask("gf_sync")
     found, plan = look(connection, pipeline)
     check_memory(connection, found, plan)
     check_permission(connection, plan)
-    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, pipeline.run)
+    run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, pipeline.run, device=device)
     plan = statistics.resolve(run, found, plan)
     before, answered = run.outcome.tally.done, dict[str, Any]()
     skipped = 0

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from gpuflow.backends.select import select_backend, select_device
+from gpuflow.backends.select import select_backend
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.locating import ClientLocator
 from gpuflow.display.plan import plan_details, plan_view
@@ -18,6 +18,7 @@ from gpuflow.display.preview import Preview, Side
 from gpuflow.display.run_card import plan_card
 from gpuflow.errors import NotFound
 from gpuflow.execution import statistics
+from gpuflow.execution.devices import choose_device
 from gpuflow.execution.evaluate import Boxes, Evaluation
 from gpuflow.execution.expected import expected
 from gpuflow.execution.memory import check_memory
@@ -49,7 +50,7 @@ def plan(
         where = locator.connection if isinstance(locator, ClientLocator) else locator
         memory = check_memory(where, found, checked, spec.run.workers)
         checked, _ = statistics.look_up(found, checked, begun=record)
-        chunks, device = plan_all_chunks(found, checked), select_device(spec.run.device)
+        chunks, device = plan_all_chunks(found, checked), choose_device(where, spec).told
         details = plan_details(checked, chunks, device, memory, expected(where, found, checked, chunks, device))
         return PipelinePlan(spec, checked, details, locator)
     except BaseException:

@@ -1,5 +1,7 @@
 """A user's own function on each chunk: `(xp, block, **parameters)`, or `(torch, block, **parameters)` on tensors.
 
+With `device: cuda` the block is a CuPy array, or a tensor, on the worker's CUDA device, and the pipeline runs on workers that have one.
+
 It sees one stored chunk at a time, whole, and gives back an array of the same shape. What it is made of is part of the recipe, so that
 chunks are made again when it is edited. See `user_code` for how it gets to the workers."""
 
@@ -12,11 +14,13 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError, ValidationInfo, model_validator
 
+from gpuflow.backends.devices import Library, why_no_cuda
+from gpuflow.backends.select import device_for_arrays
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region, Step, StepError
 from gpuflow.steps.cast import DTYPES, DTypeName
@@ -25,7 +29,7 @@ from gpuflow.steps.spans import Spans
 from gpuflow.steps.user_code import Source, find_source, load_function
 
 _ADDRESS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_OWN = ("function", "returns", "params", "texts", "digest", "only")
+_OWN = ("function", "returns", "device", "params", "texts", "digest", "only")
 _FORM = "write it as (xp, block, **parameters), or (torch, block, **parameters) for tensors"
 _PROBE = 4
 """Elements along each axis of the block of ones that a function is tried on."""
@@ -46,6 +50,10 @@ class Apply(Step, frozen=True):
     returns: Annotated[DTypeName | None, Field(description="The dtype that comes out, where the function cannot be asked.")] = (
         None
     )
+    device: Annotated[
+        Literal["auto", "cuda"],
+        Field(description="cuda: the block is an array on a CUDA device, without which the pipeline does not run."),
+    ] = "auto"
     params: Annotated[str, Field(json_schema_extra={"internal": True})] = "{}"
     """As JSON, by name in order: so they are hashable and the same on every worker."""
     texts: Annotated[tuple[tuple[str, str], ...], Field(json_schema_extra={"internal": True})] = ()
@@ -67,7 +75,7 @@ class Apply(Step, frozen=True):
             signature = Signature.of(address, source)
         except StepError as error:
             raise _problem(error.message, "function", error.hint) from None
-        own = {name: data[name] for name in ("function", "returns", "only") if name in data}
+        own = {name: data[name] for name in ("function", "returns", "device", "only") if name in data}
         given = {name: value for name, value in data.items() if name not in _OWN} | json.loads(data.get("params", "{}"))
         return {**own, "params": signature.checked(given), "texts": source.texts, "digest": source.digest}
 
@@ -76,6 +84,9 @@ class Apply(Step, frozen=True):
             raise StepError(f"apply does not work on {array.dtype} values")
         if self.returns is not None:
             return replace(array, dtype=np.dtype(self.returns))
+        if self.on_cuda is not None and why_no_cuda(self.on_cuda):
+            remedy = "say what comes out, as in `returns: float32`"
+            raise StepError(f"`{self.function}` is for a CUDA device and cannot be tried here, where there is none", remedy)
         dtype = _probe(self, tuple(min(size, _PROBE) for size in array.shape), array.dtype)
         return replace(array, dtype=dtype)
 
@@ -98,11 +109,20 @@ class Apply(Step, frozen=True):
 
     def to_yaml_value(self) -> dict[str, Any]:
         value = {"function": self.function, **json.loads(self.params)}
-        given = {"returns": self.returns, "only": None if self.only is None else list(self.only)}
+        device = None if self.device == "auto" else self.device
+        given = {"returns": self.returns, "device": device, "only": None if self.only is None else list(self.only)}
         return value | {name: one for name, one in given.items() if one is not None}
 
     def to_record_value(self) -> dict[str, Any]:
         return {**self.to_yaml_value(), "texts": [list(pair) for pair in self.texts], "digest": self.digest}
+
+    @property
+    def on_cuda(self) -> Library | None:
+        return None if self.device == "auto" else "torch" if _bound(self)[1] else "cupy"
+
+    @property
+    def title(self) -> str:
+        return f"apply: {self.function}"
 
     @property
     def source(self) -> Source:
@@ -112,8 +132,9 @@ class Apply(Step, frozen=True):
     def _call(self, block: Array) -> Array:
         """What the function gives for `block`, checked but for its dtype."""
         call, on_tensors = _bound(self)
+        device = "cpu" if self.on_cuda is None else device_for_arrays(self.on_cuda, self.title)
         if on_tensors:
-            return _array(_on_tensor(call, block, self.function), block.shape, self.function)
+            return _array(_on_tensor(call, block, self.function, device), block.shape, self.function)
         seen = block.view()
         seen.flags.writeable = False
         out = _array(call(np, seen), block.shape, self.function)
@@ -216,20 +237,20 @@ def _probe(step: Apply, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.dtyp
     return found
 
 
-def _on_tensor(call: Callable[..., Any], block: Array, address: str) -> Any:
-    """The function's result for a tensor of its own, as an array."""
+def _on_tensor(call: Callable[..., Any], block: Array, address: str, device: str) -> Any:
+    """The function's result for a tensor of its own on `device`, as an array."""
     from gpuflow.backends.torch_operations import torch
 
-    tensor = torch.from_numpy(np.array(block))
+    tensor = torch.from_numpy(np.array(block)).to(device)
     out = call(torch, tensor)
     if not isinstance(out, torch.Tensor):
         raise StepError(f"apply: `{address}` returned a {type(out).__name__} and not a tensor", "return a torch.Tensor")
-    if out.device.type != "cpu":
+    if out.device.type not in ("cpu", device):
         raise StepError(f"apply: `{address}` returned a tensor on {out.device}", "return it with .cpu()")
     if out.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() and out.numel():
         raise StepError(f"apply: `{address}` returned a view of its input", "return a new tensor, or block.clone()")
     try:
-        return out.detach().contiguous().numpy()
+        return out.detach().cpu().contiguous().numpy()
     except TypeError:
         raise StepError(f"apply: `{address}` returned {out.dtype}, which cannot be stored", "return it with .float()") from None
 

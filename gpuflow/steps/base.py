@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, Field, PlainValidator
 
+from gpuflow.backends.devices import Library
 from gpuflow.backends.expression_tree import Node
 from gpuflow.reductions.requests import MomentsRequest, Request
 from gpuflow.steps.parameters import StepError, patterns, plain
@@ -74,6 +75,16 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True, defer_build
     """Fields that say when something is done again, and not what: the same pipeline may have others."""
     version: ClassVar[int] = 1
     """Raised when the same parameters begin to compute something else: what older versions made is then made again."""
+
+    @property
+    def on_cuda(self) -> Library | None:
+        """The library from which it gets its blocks as arrays on a CUDA device, without which it cannot be; None when it can."""
+        return None
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return self.kind
 
     @classmethod
     def form_of(cls, value: Any) -> type[Operation]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gpuflow.backends import select
+from gpuflow.backends import devices, select
+from gpuflow.backends.devices import CudaDevice, Machine
 from gpuflow.errors import ConfigError, DeviceUnavailable
 
 
@@ -22,9 +23,34 @@ def test_numba_is_for_the_cpu() -> None:
         select.compiler("numba", "cuda:0")
 
 
-def test_devices() -> None:
-    assert select.select_device("auto") == select.select_device("cpu") == "cpu"
-    with pytest.raises(DeviceUnavailable):
+def test_devices(caplog: pytest.LogCaptureFixture) -> None:
+    select.say_of_auto.cache_clear()
+    with caplog.at_level("INFO", "gpuflow"):
+        assert select.select_device("auto", "torch") == select.select_device("auto", "torch") == "cpu"
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("device: auto is cpu: ")
+    assert select.select_device("cpu") == "cpu"
+    with pytest.raises(DeviceUnavailable, match=r"cuda:1 cannot be used: .*; use device: auto or cpu"):
         select.select_device("cuda:1")
     with pytest.raises(ConfigError):
         select.select_device("tpu")
+
+
+def test_what_a_backend_needs_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = (CudaDevice(0, 0, "GPU-a", "GPU-a", "A100", 2**30), CudaDevice(1, 1, "GPU-b", "GPU-b", "A100", 2**30))
+    monkeypatch.setattr(devices, "machine", lambda: Machine(cards, "", "550.54", (12, 4)))
+    monkeypatch.setattr(devices, "installed", lambda library: {"torch": 12} if library == "torch" else {})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert select.select_device("auto", "torch") == select.select_device("auto") == "cuda"
+    assert select.select_device("auto", "numba") == "cpu"
+    assert select.select_device("cuda:1", "torch") == "cuda:1"
+    with pytest.raises(DeviceUnavailable, match=r"no device cuda:0 for this process: there are cuda:1 \(A100\)"):
+        select.select_device("cuda:0", "torch")
+    with pytest.raises(DeviceUnavailable, match="kernels by numba run on the CPU: use backend: torch"):
+        select.select_device("cuda", "auto")
+    assert select.device_for_arrays("torch", "it") == "cuda"
+    with pytest.raises(DeviceUnavailable, match="it needs a CUDA device: CuPy is not installed"):
+        select.device_for_arrays("cupy", "it")
+    monkeypatch.setattr(devices, "installed", lambda library: {"cupy-cuda12x": 12})
+    with pytest.raises(DeviceUnavailable, match="gives to no function; name its first parameter torch"):
+        select.device_for_arrays("cupy", "it")

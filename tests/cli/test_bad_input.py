@@ -62,7 +62,7 @@ def test_wrong_options(tmp_path: Path, arguments: tuple[str, ...], message: str)
 
 
 def test_a_device_that_is_not_there(tmp_path: Path) -> None:
-    shown = gpuflow("ingest", PHOTOS, "x", "--tile", 64, "--device", "cuda", root=tmp_path, status=1)
+    shown = gpuflow("ingest", PHOTOS, "x", "--tile", 64, "--device", "cuda", root=tmp_path, status=2)
     assert "use device: auto or cpu" in shown
 
 

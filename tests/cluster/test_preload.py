@@ -13,7 +13,7 @@ from distributed import Client
 
 from gpuflow.cluster import connection as connection_module
 from gpuflow.cluster.connection import Connection, connect
-from gpuflow.errors import ClusterError, DeviceUnavailable
+from gpuflow.errors import ClusterError, ConfigError, DeviceUnavailable
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.metadata import ArrayMetadata
@@ -100,8 +100,11 @@ def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_arguments(gpuflow_scheduler: str, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="are for an embedded cluster"):
         connect(gpuflow_scheduler, root=tmp_path)
+    with pytest.raises(ConfigError, match="device 'gpu' is unknown"):
+        connect(gpuflow_scheduler, device="gpu")
     with pytest.raises(DeviceUnavailable, match="use device: auto or cpu"):
-        connect(gpuflow_scheduler, device="cuda")
+        connect(root=tmp_path / "none", device="cuda")
+    assert not (tmp_path / "none").exists()
 
 
 def test_a_scheduler_that_cannot_have_the_plugin_ends(tmp_path: Path) -> None:
