@@ -29,7 +29,10 @@ class ChunkGroup:
     another node than a holder may take it when waiting costs more than shipping; chunks changed in place stay where they are.
 
     homes: for chunks that are computed from several of the source: the nodes that hold most of these. chunks are then those that are
-    written, nbytes what would have to be shipped to other nodes in addition, and inputs the digest of what each is computed from."""
+    written, nbytes what would have to be shipped to other nodes in addition, and inputs the digest of what each is computed from.
+
+    keeps_nbytes: decoded chunks that a worker may keep in memory meanwhile, None where the plan does not say; takes, fills: whether this
+    run takes some from there, and adds some."""
 
     run: str
     dataset: str
@@ -43,6 +46,9 @@ class ChunkGroup:
     movable: bool = True
     homes: tuple[str, ...] = ()
     inputs: tuple[bytes, ...] = ()
+    keeps_nbytes: int | None = None
+    takes: bool = False
+    fills: bool = False
 
 
 @dataclass(frozen=True, slots=True)
