@@ -24,6 +24,7 @@ NAMES = (
     "plan",
     "watch",
     "halo",
+    "tiers",
 )
 
 

@@ -178,7 +178,7 @@ def show_dataset(
 
     with nodes_to_look_at(scheduler, nodes, root) as where:
         record = catalog.find(where, name)
-        details = dataset_details(record, _tables(where, record))
+        details = dataset_details(record, _tables(where, record), _in_memory(where, record))
     show(details_view(details), details, as_json)
 
 
@@ -200,6 +200,21 @@ def remove(
     with cluster(scheduler, nodes, workers, device, root) as connection:
         remove_dataset(connection, name, with_snapshots=with_snapshots)
     typer.echo(f"removed {name}")
+
+
+def _in_memory(where: Any, record: Any) -> dict[str, dict[str, int]]:
+    """By array and node, how many chunks are decoded in its workers' memory; of a cluster."""
+    from collections import Counter
+
+    from gpuflow.cluster.connection import Connection
+
+    found: dict[str, dict[str, int]] = {}
+    for path in record.arrays if isinstance(where, Connection) else ():
+        counts = Counter[str]()
+        for node, chunks in where.resident(record.name, path).values():
+            counts[node] += len(chunks)
+        found[path] = dict(counts)
+    return found
 
 
 def _tables(where: Any, record: Any) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def plan(
     """Show what a pipeline would do, array by array. Only metadata is read."""
     from gpuflow.display.plan import plan_details, plan_view
     from gpuflow.execution import statistics
+    from gpuflow.execution.caching import caching
     from gpuflow.execution.devices import choose_device
     from gpuflow.execution.expected import expected
     from gpuflow.execution.memory import check_memory
@@ -89,6 +90,7 @@ def plan(
         found = look(where, spec)
         checked, record = prepare(found, spec, stack=stack)
         memory = check_memory(where, found, checked, workers or spec.run.workers)
+        memory = caching(found, checked, memory, record).of(memory)
         checked, _ = statistics.look_up(found, checked, begun=record)
         chunks = plan_all_chunks(found, checked)
         time = expected(where, found, checked, chunks, chosen, workers)

@@ -63,6 +63,16 @@ class Fleet:
         """As they were last seen."""
         return self._views.values()
 
+    def threads_of(self, address: str) -> int:
+        """Of a worker; 0 when it takes no tasks."""
+        view = self._views.get(address)
+        return view.threads if view is not None else 0
+
+    def processing_of(self, address: str) -> int:
+        """Tasks in a worker's hands, of whatever kind."""
+        view = self._views.get(address)
+        return view.processing if view is not None else 0
+
     def _add(self, view: WorkerView) -> None:
         self._views[view.address] = view
         self.reachable[view.node] += 1

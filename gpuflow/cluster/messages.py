@@ -32,7 +32,10 @@ class ChunkGroup:
     device: what its worker must have: `cuda` or `cuda:N`; `auto` and `cpu` are for any worker, which takes its device or its CPU for it.
 
     homes: for chunks that are computed from several of the source: the nodes that hold most of these. chunks are then those that are
-    written, nbytes what would have to be shipped to other nodes in addition, and inputs the digest of what each is computed from."""
+    written, nbytes what would have to be shipped to other nodes in addition, and inputs the digest of what each is computed from.
+
+    keeps_nbytes: decoded chunks that a worker may keep in memory meanwhile, None where the plan does not say; takes, fills: whether this
+    run takes some from there, and adds some."""
 
     run: str
     dataset: str
@@ -47,6 +50,9 @@ class ChunkGroup:
     homes: tuple[str, ...] = ()
     inputs: tuple[bytes, ...] = ()
     device: str = "cpu"
+    keeps_nbytes: int | None = None
+    takes: bool = False
+    fills: bool = False
 
 
 @dataclass(frozen=True, slots=True)

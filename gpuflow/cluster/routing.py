@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from heapq import heapify, heappop, heappush
@@ -34,6 +34,11 @@ _MISSES = 32
 """Threads that a look finds nothing for before it leaves the others to the next one: with 500 that idle at a run's end, a look at all of
 them took longer than it is to the next end of a task."""
 
+_LEFT_TASKS, _LEFT_SECONDS = 4, 0.25
+"""What is left, for each of its threads, to the worker which has the chunks in memory, though another one of its node is idle; the greater
+of both. What is read and decoded again takes several times as long as what is there, and who has nothing to do at the moment may be about
+to be sent more of his own."""
+
 LOCAL, HOT_NODE, PAUSED, DEVICE = "local", "hot_node", "holder_paused", "device"
 
 
@@ -50,6 +55,7 @@ class Waiting:
     work: int
     movable: bool = True
     device: str = "cpu"
+    warm: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,26 +71,51 @@ class Release:
 @dataclass(slots=True)
 class _Queue:
     """Parked tasks with the same holders, by run, in the order in which they came; no run without one. work: their work by run, kept up
-    so that a look at the backlog does not cost a pass over the tasks (with 10^5 of them that was 22 ms a look)."""
+    so that a look at the backlog does not cost a pass over the tasks (with 10^5 of them that was 22 ms a look). by_warm: the same tasks
+    by the worker that has their chunks in memory, for runs where one has."""
 
     runs: dict[str, OrderedDict[object, Waiting]] = field(default_factory=dict)
     work: Counter[str] = field(default_factory=Counter)
+    by_warm: dict[str, dict[str, OrderedDict[object, Waiting]]] = field(default_factory=dict)
 
     def add(self, task: Waiting) -> None:
         self.runs.setdefault(task.run, OrderedDict())[task.key] = task
         self.work[task.run] += task.work
+        if task.warm and task.run not in self.by_warm:
+            self.by_warm[task.run] = {"": OrderedDict(self.runs[task.run])}
+            del self.by_warm[task.run][""][task.key]
+        if task.run in self.by_warm:
+            self.by_warm[task.run].setdefault(task.warm, OrderedDict())[task.key] = task
 
     def remove(self, task: Waiting) -> None:
         del self.runs[task.run][task.key]
         self.work[task.run] -= task.work
+        if task.run in self.by_warm:
+            lots = self.by_warm[task.run]
+            del lots[task.warm][task.key]
+            if not lots[task.warm]:
+                del lots[task.warm]
         if not self.runs[task.run]:
             del self.runs[task.run], self.work[task.run]
+            self.by_warm.pop(task.run, None)
 
     def all_keys(self) -> Iterator[object]:
         return chain.from_iterable(self.runs.values())
 
     def first(self, run: str) -> Waiting:
         return next(iter(self.runs[run].values()))
+
+    def next_for(self, run: str, worker: str, left: Callable[[str], int]) -> Waiting | None:
+        """What `worker` does first: what it has in memory, then what nobody has, then what others have, of him who has most of it waiting.
+        None when all of it is to be `left` to them: so many tasks to a worker, none to one that takes none."""
+        lots = self.by_warm.get(run)
+        if lots is None:
+            return self.first(run)
+        if lot := lots.get(worker) or lots.get(""):
+            return next(iter(lot.values()))
+        over = {other: len(lot) - left(other) for other, lot in lots.items()}
+        most = max(over, key=lambda other: (over[other], other))
+        return next(reversed(lots[most].values())) if over[most] > 0 else None
 
     def last(self, run: str) -> Waiting:
         return next(reversed(self.runs[run].values()))
@@ -110,6 +141,8 @@ class Router:
         self._waiting: dict[object, Waiting] = {}
         self._parked: Counter[str] = Counter()  # run -> its parked tasks
         self._flying: dict[object, tuple[Waiting, str]] = {}  # released and not finished: task, node it went to
+        self._worker_of: dict[object, str] = {}  # the same: worker it went to
+        self._at: Counter[str] = Counter()  # worker -> tasks that are on their way there
         self._hands: dict[str, Counter[str]] = {}  # node -> run -> work that is on its way there
         self._shares: dict[str, Counter[frozenset[str]]] = {}  # run -> holders -> work that is local to them, as it was parked
         self._done: dict[tuple[str, str], float] = {}  # (run, node) -> work that it has finished
@@ -161,6 +194,10 @@ class Router:
             self._take(self._waiting[key])
         elif key in self._flying:
             task, node = self._flying.pop(key)
+            worker = self._worker_of.pop(key)
+            self._at[worker] -= 1
+            if not self._at[worker]:
+                del self._at[worker]
             self._hands[node][task.run] -= task.work
             if not self._hands[node][task.run]:
                 del self._hands[node][task.run]
@@ -250,9 +287,11 @@ class Router:
             look.ship(depth)
         return look.released
 
-    def _send(self, task: Waiting, node: str) -> None:
+    def _send(self, task: Waiting, node: str, worker: str) -> None:
         self._take(task)
         self._flying[task.key] = (task, node)
+        self._worker_of[task.key] = worker
+        self._at[worker] += 1
         self._given[task.run] += 1
         served = self._served.setdefault(node, {})
         served[task.run] = served.get(task.run, 0.0) + task.work * self.rates.compute_rate(task.run, node)
@@ -281,6 +320,11 @@ class Router:
             del self._of_node[node]
 
 
+def _none(worker: str) -> int:
+    """Tasks that are left to a worker which has their chunks in memory, where there is other work than these."""
+    return 0
+
+
 class _Look:
     """One look at the cluster: the workers as they are, and what this look has already given them."""
 
@@ -301,14 +345,46 @@ class _Look:
         """Give every thread up to `depth` tasks whose chunks are there."""
         for node in sorted(self.by_node):
             while (found := self._next_queue(node)) is not None:
-                worker = min(self.by_node[node], key=lambda w: (self.load[w.address] / w.threads, w.address))
-                if self.load[worker.address] >= depth * worker.threads:
-                    break
                 run, holders = found
-                task = self.router._queues[holders].first(run)
+                worker, task = self._next(node, run, holders, depth)
+                if task is None or worker is None:
+                    break
                 if (depth > 1 and self._leave_to_others(task, node)) or self._ends_sooner_elsewhere(task, worker):
                     break
                 self._send(task, worker, LOCAL)
+
+    def _next(self, node: str, run: str, holders: frozenset[str], depth: int) -> tuple[WorkerView, Waiting] | tuple[None, None]:
+        """Of a queue of a node, the next task and which of its workers takes it; nothing when none has room for it. Where it is all that
+        the node has to do, a worker may leave what another has in memory to that one."""
+        queue, workers = self.router._queues[holders], self.by_node[node]
+        if run not in queue.by_warm:
+            worker = min(workers, key=self._load)
+            return (worker, queue.first(run)) if self.load[worker.address] < depth * worker.threads else (None, None)
+        queues = self.router._of_node[node]
+        leaves = self._left_of(run, node, queue) if len(queues) == 1 and len(queues[run]) == 1 else _none
+        for worker in sorted(workers, key=self._load):
+            if self.load[worker.address] >= depth * worker.threads:
+                break
+            if (task := queue.next_for(run, worker.address, leaves)) is not None:
+                return worker, task
+        return None, None
+
+    def _load(self, worker: WorkerView) -> tuple[float, str]:
+        """For the least loaded first."""
+        return self.load[worker.address] / worker.threads, worker.address
+
+    def _left_of(self, run: str, node: str, queue: _Queue) -> Callable[[str], int]:
+        """How many tasks are left to a worker that has their chunks in memory: none while it is busy with what is not ours, which may take
+        long."""
+        router = self.router
+        seconds = max(queue.first(run).work * router.rates.compute_rate(run, node), 1e-6)
+        each = max(_LEFT_TASKS, round(_LEFT_SECONDS / seconds))
+
+        def left(worker: str) -> int:
+            foreign = router.fleet.processing_of(worker) > router._at.get(worker, 0)
+            return 0 if foreign else each * router.fleet.threads_of(worker)
+
+        return left
 
     def _next_queue(self, node: str) -> tuple[str, frozenset[str]] | None:
         """Whose turn it is, and his queue: what only this node can do comes before what others could do too; and that in which the others
@@ -477,7 +553,7 @@ class _Look:
             self._busy[node] -= rate(task.run, node) * self._part(task.holders, task.work, node)
         if worker.node in self._busy:
             self._busy[worker.node] += rate(task.run, worker.node) * task.work / self.threads[worker.node]
-        self.router._send(task, worker.node)
+        self.router._send(task, worker.node, worker.address)
         self.router.idle_threads -= self.load[worker.address] < worker.threads
         self.load[worker.address] += 1
         self.released.append(Release(task.key, worker.address, reason))

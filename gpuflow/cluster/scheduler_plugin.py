@@ -28,9 +28,10 @@ from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.foreign import foreign_groups
 from gpuflow.cluster.inventory import Inventory
 from gpuflow.cluster.members import Members
-from gpuflow.cluster.messages import SHIPPED, ChunkGroup, NodeInfo, Transferred, packed_column
+from gpuflow.cluster.messages import SHIPPED, ChunkGroup, NodeInfo, Transferred, packed_column, unpacked_column
 from gpuflow.cluster.places import Places, fits, needs_device
 from gpuflow.cluster.recall import Recall
+from gpuflow.cluster.residence import Residence
 from gpuflow.cluster.routing import LOCAL, Release, Router, Waiting
 from gpuflow.cluster.tasks import array_of, compute_seconds, group_of, is_chunk_task, work_of
 from gpuflow.cluster.versions import NEWEST, OLDEST, routing_for
@@ -64,7 +65,7 @@ class GpuflowPlugin(SchedulerPlugin):
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler
-        self.inventory, self.router = Inventory(), Router()
+        self.inventory, self.residence, self.router = Inventory(), Residence(), Router()
         self.routing = routing_for(distributed.__version__, routing_mode())
         self.broken = self._refusal()
         self.members = Members()
@@ -183,6 +184,7 @@ class GpuflowPlugin(SchedulerPlugin):
     @_guarded
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         self._seen.pop(worker, None)
+        self.residence.forget(worker)
         if self.members.leave(worker, time.monotonic()):
             self._rehome()
         self._kick()
@@ -233,6 +235,10 @@ class GpuflowPlugin(SchedulerPlugin):
             return frozenset(group.homes).intersection(live) or frozenset(live)
         return frozenset([group.node]) if group.node else self.inventory.local_to(array_of(group), group.chunks, live)
 
+    def _warm(self, group: ChunkGroup) -> str:
+        """The worker that has most of the group's chunks in memory, where its run takes them from there."""
+        return self.residence.home(array_of(group), group.chunks) if group.takes and not group.homes else ""
+
     def _restrict(self, key: Any) -> None:
         """Where the task may run: nowhere until it is released, or in strict mode on its holders' workers."""
         addresses: set[str] = set()
@@ -250,7 +256,8 @@ class GpuflowPlugin(SchedulerPlugin):
             group = self.groups[key]
             holders = self._holders(group)
             where = self.places.of(holders, group.device)
-            self.router.park(Waiting(key, group.run, where, group.nbytes, work_of(group), group.movable, group.device))
+            task = Waiting(key, group.run, where, group.nbytes, work_of(group), group.movable, group.device, self._warm(group))
+            self.router.park(task)
             stranded = foreign.is_foreign(group) and not holders & self.members.workers_of.keys()
             if stranded and self._freeing is None:
                 self._freeing = self.scheduler.loop.call_later(foreign.GRACE_SECONDS, self._free_stranded)
@@ -382,6 +389,8 @@ class GpuflowPlugin(SchedulerPlugin):
         for dataset, array, chunks, generations in report["arrays"]:
             columns = (np.frombuffer(column, np.uint32) for column in (chunks, generations))
             self.inventory.report(node, (dataset, array), *columns)
+        self.residence.forget(worker)
+        self.handle_tiers(worker, report.get("ram", ()))
         if epoch == self._epoch:
             self._cursors[node] = max(self._cursors.get(node, 0), report["newest"])
 
@@ -424,10 +433,18 @@ class GpuflowPlugin(SchedulerPlugin):
         """A worker committed chunks: [(dataset, array, chunks, generations), ...]; it fetched `transfer`."""
         for dataset, array, chunks, generations in commits:
             self.inventory.report(node, (dataset, array), np.asarray(chunks, np.uint32), np.asarray(generations, np.uint32))
+            self.residence.changed((dataset, array), chunks)
         chunks, nbytes, seconds = transfer
         self.router.rates.transferred(nbytes, seconds)
         self.figures.received(chunks, nbytes, time.monotonic())
         self.transferred = tuple(a + b for a, b in zip(self.transferred, transfer, strict=True))
+
+    @_guarded
+    def handle_tiers(self, worker: str, changes: Iterable[Any]) -> None:
+        """A worker has other chunks decoded in memory: [(dataset, array, columns of those that came, and went), ...]."""
+        if worker in self.members.nodes:
+            for dataset, array, came, went in changes:
+                self.residence.report(worker, (dataset, array), *(unpacked_column(each).tolist() for each in (came, went)))
 
     @_guarded
     def handle_lacks(self, worker: str, node: str, dataset: str, array: str, chunks: list[int]) -> None:
@@ -463,6 +480,11 @@ class GpuflowPlugin(SchedulerPlugin):
     async def handle_drop(self, dataset: str, array: str | None = None) -> None:
         """A dataset, or an array of it, was removed from the nodes."""
         self.inventory.drop(dataset, array)
+        for worker in self.residence.drop(dataset, array) & self.members.nodes.keys():
+            try:
+                await self.scheduler.rpc(worker).gf_forget(dataset=dataset, array=array)
+            except OSError:  # it is gone, and what it had with it
+                logger.info("worker %s left before it forgot %s", worker, dataset)
 
     async def handle_wrote(self, node: str, commits: list[Any]) -> None:
         """A client committed chunks to a node's store that is on its machine."""
@@ -509,6 +531,15 @@ class GpuflowPlugin(SchedulerPlugin):
         packed = {"generations": packed_column(generations), "holders": packed_column(holders)}
         return {**packed, "sets": [sorted(nodes) for nodes in sets]}
 
+    async def handle_resident(self, dataset: str, array: str) -> list[tuple[str, str, tuple[str, bytes]]]:
+        """Worker, its node, and a column of the chunks of an array that it has decoded in memory."""
+        nodes, found = self.members.nodes, self.residence.of((dataset, array))
+        return [
+            (worker, nodes[worker].node, packed_column(np.array(chunks)))
+            for worker, chunks in sorted(found.items())
+            if worker in nodes
+        ]
+
     async def handle_watching(self, watch: Mapping[str, Any]) -> None:
         """The watcher of a pipeline tells how it fares: fields of WatchFigures."""
         self.figures.watched(WatchFigures(**watch, told=time.monotonic()))
@@ -553,9 +584,11 @@ def install(scheduler: Scheduler) -> GpuflowPlugin:
     scheduler.handlers["gf_claim"] = plugin.handle_claim
     scheduler.handlers["gf_holders"] = plugin.handle_holders
     scheduler.handlers["gf_whereabouts"] = plugin.handle_whereabouts
+    scheduler.handlers["gf_resident"] = plugin.handle_resident
     scheduler.handlers["gf_run"] = plugin.handle_run
     scheduler.handlers["gf_watching"] = plugin.handle_watching
     scheduler.stream_handlers["gf_delta"] = plugin.handle_delta
+    scheduler.stream_handlers["gf_tiers"] = plugin.handle_tiers
     scheduler.stream_handlers["gf_lacks"] = plugin.handle_lacks
     scheduler.add_plugin(plugin)
     dashboard.install(plugin)

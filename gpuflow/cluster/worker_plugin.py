@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from gpuflow.cluster.messages import SHIPPED, NodeInfo, Transferred
 from gpuflow.cluster.peers import Holders, Peers
 from gpuflow.cluster.place import place_of
+from gpuflow.cluster.ram import RamTier
 from gpuflow.cluster.serving import Serving
 from gpuflow.cluster.shell import Shells
 from gpuflow.cluster.worker_device import WorkerDevice
@@ -42,8 +43,8 @@ class NodeRuntime:
         self.committer = ThreadPoolExecutor(worker.state.nthreads, thread_name_prefix="commit")  # threads that wait for the disk
         self.given_up = set[str]()
         """Runs that have waited in vain for a node to come back."""
-        self.serving, self.peers = Serving(store), Peers(worker)
         self.device = device
+        self.serving, self.peers, self.ram = Serving(store), Peers(worker), RamTier(worker)
         self._tail: Tail | None = None
 
     def info(self, worker: Worker) -> dict[str, Any]:
@@ -71,11 +72,15 @@ class NodeRuntime:
     # -- served to others -----------------------------------------------------------------------------------------------------
 
     async def changes(self, since: int) -> dict[str, Any]:
-        """The replicas committed on this node after sequence number `since`."""
+        """The replicas committed on this node after sequence number `since`, and what this worker has in memory."""
         newest, arrays = await asyncio.to_thread(self.store.manifest.changes, since)
         # As bytes: the scheduler does not deserialize what passes through it, but msgpack's bytes it has.
         reports = [(*name, chunks.tobytes(), generations.tobytes()) for name, (chunks, generations) in arrays.items()]
-        return {"newest": newest, "arrays": reports}
+        return {"newest": newest, "arrays": reports, "ram": self.ram.contents()}
+
+    async def forget(self, dataset: str, array: str | None) -> None:
+        """What is in memory of a dataset, or an array of it, that was removed."""
+        self.ram.forget(dataset, array)
 
     async def events(self, since: int, dataset: str | None, seconds: float) -> dict[str, Any]:
         """What was committed on this node after number `since`, by whatever process; waits up to `seconds` for something to come."""
@@ -175,6 +180,7 @@ def install(worker: Worker, root: Path, name: str | None, device: WorkerDevice) 
     worker.startup_information["gpuflow"] = runtime.info
     worker.handlers["gf_changes"] = runtime.changes
     worker.handlers["gf_events"] = runtime.events
+    worker.handlers["gf_forget"] = runtime.forget
     worker.handlers["gf_put_chunk"] = runtime.put_chunk
     worker.handlers["gf_get_chunks"] = runtime.serving.get_chunks
     worker.handlers["gf_get_kept"] = runtime.serving.get_kept

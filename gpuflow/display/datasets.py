@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -46,8 +47,10 @@ def datasets_view(rows: list[dict[str, Any]]) -> RenderableType:
     return table
 
 
-def dataset_details(record: DatasetRecord, tables: Mapping[str, ChunkTable]) -> dict[str, Any]:
-    """A dataset array by array, as plain data."""
+def dataset_details(
+    record: DatasetRecord, tables: Mapping[str, ChunkTable], in_memory: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+) -> dict[str, Any]:
+    """A dataset array by array, as plain data. in_memory: by array and node, how many chunks are decoded in its workers' memory."""
     arrays = {}
     for path, metadata in record.metadata.items():
         table = tables[path]
@@ -61,6 +64,7 @@ def dataset_details(record: DatasetRecord, tables: Mapping[str, ChunkTable]) -> 
             "chunk_count": metadata.grid.size,
             "missing": [int(chunk) for chunk in range(metadata.grid.size) if not table.present[chunk]],
             "chunks_by_node": {node: count for node, count in table.chunks_by_node().items() if count},
+            **({"in_memory_by_node": dict(in_memory[path])} if in_memory.get(path) else {}),
             "attributes": dict(metadata.attributes),
         }
     return {**dataset_row(record, tables), "arrays": arrays, "in_place": len(record.transforms)}
@@ -97,4 +101,6 @@ def _placement_view(arrays: Mapping[str, Any]) -> RenderableType:
     for path, array in arrays.items():
         counts = (str(array["chunks_by_node"].get(node, 0)) for node in nodes)
         table.add_row(escape(path), *counts, str(len(array["missing"])))
+        if in_memory := array.get("in_memory_by_node"):
+            table.add_row("  of these in memory", *(str(in_memory.get(node, 0)) for node in nodes), "")
     return table

@@ -65,7 +65,8 @@ def plan_details(
         details["compressor"] = {"name": plan.compressor.name, "why": plan.compressor.why}
     if memory is not None:
         worker = memory.worker
-        details["memory"] = {"need_nbytes": memory.need_nbytes, "have_nbytes": worker.nbytes, "threads": worker.threads}
+        kept = {"cache_nbytes": memory.cache_nbytes} if memory.cache_nbytes else {}
+        details["memory"] = {"need_nbytes": memory.need_nbytes, "have_nbytes": worker.nbytes, "threads": worker.threads, **kept}
     if time is not None:
         details["time"] = time.to_dict()
     return details
@@ -129,7 +130,8 @@ def _whole(details: Mapping[str, Any]) -> list[Text]:
         lines.append(Text(f"compressor: {choice['name']} - {choice['why']}"))
     if memory := details.get("memory"):
         need, have = format_nbytes(memory["need_nbytes"]), format_nbytes(memory["have_nbytes"])
-        lines.append(Text(f"memory: {need} per worker of {have}"))
+        kept = f", {format_nbytes(memory['cache_nbytes'])} of that for decoded chunks" if "cache_nbytes" in memory else ""
+        lines.append(Text(f"memory: {need} per worker of {have}{kept}"))
     if time := details.get("time"):
         lines.append(Text(f"time: {time_text(time)}"))
     return lines

@@ -34,13 +34,16 @@ def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], kept: Kept, wall
 
 
 def _decoded_nbytes(run: Run, plan: Plan, chunks: Sequence[ChunkPlan]) -> int:
-    """Of the chunks that were computed in the main pass, and of those that statistics were taken over, which are as large."""
+    """Of the chunks that were computed in the main pass, and of those that statistics were taken over, which are as large; but for those
+    that were in memory."""
     computed = [(len(part.pending), part.array.target.chunk_nbytes) for part in chunks if not part.array.carried]
     total = sum(count * nbytes for count, nbytes in computed)
     number = sum(count for count, _ in computed)
     sizes = [array.source.chunk_nbytes for array in plan.arrays if not array.carried]
     mean = total / number if number else sum(sizes) / max(1, len(sizes))
-    return total + int(run.statistics_chunks * mean)
+    tally = run.outcome.tally
+    read = tally.local_chunks + tally.remote_chunks
+    return int((total + run.statistics_chunks * mean) * read / max(1, read + tally.ram_chunks))
 
 
 _PLAIN = ("bytes", "transpose", "crc32c", "sharding_indexed")

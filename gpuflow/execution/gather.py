@@ -25,7 +25,7 @@ from gpuflow.pipelines.pulls import Pull, inputs_digest, overlap, pulls_of
 from gpuflow.steps.base import ArraySpec, Region
 from gpuflow.storage.blocks import Box, decoded, read_block
 from gpuflow.storage.buffers import ALIGNMENT
-from gpuflow.storage.codecs import Block
+from gpuflow.storage.codecs import ArrayCodec, Block
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.record import DatasetRecord
 
@@ -148,16 +148,26 @@ class Gathering:
                 if replica is None:
                     raise ChunkLost(self._source.chunk_name(path, number), [lane.store.node_id])
                 codec = lane.store.codec(self._source.name, path)
-                replica, block = read_block(lane.store, codec, replica, lane.slot, part.boxes)
+                block = lane.warm.take(replica, codec) if lane.warm is not None else None
+                if block is None:
+                    replica, block = self._decode_here(codec, replica, part)
                 for box, place in part.wanted:
                     place[...] = block[box]
         except GpuflowError as error:
             self._failed[path, number] = error
             return False
-        lane.tally.read += replica.nbytes
-        lane.tally.local_chunks += 1
         self._digests[path][number] = np.void(replica.digest)
         return True
+
+    def _decode_here(self, codec: ArrayCodec, replica: Replica, part: _Part) -> tuple[Replica, Block]:
+        """What is wanted of a chunk of this node, read; into memory goes only what is decoded as a whole."""
+        lane, began = self._lane, time.perf_counter()
+        replica, block = read_block(lane.store, codec, replica, lane.slot, part.boxes)
+        if lane.warm is not None and (codec.decodes_whole or _is_whole(part, codec.metadata.grid.chunks)):
+            lane.warm.put(replica, codec, block, time.perf_counter() - began)
+        lane.tally.read += replica.nbytes
+        lane.tally.local_chunks += 1
+        return replica, block
 
     def _read_away(
         self,

@@ -23,7 +23,6 @@ from gpuflow.reductions.tree import Node, collapse
 from gpuflow.steps.base import ArraySpec, Operation, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.steps.place import Place, current
-from gpuflow.storage.blocks import decoded
 from gpuflow.storage.codecs import ArrayCodec, Block
 from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.metadata import ArrayMetadata
@@ -42,13 +41,11 @@ class HasDevice(Protocol):
 
 
 def load_block(lane: Lane, chunk: int, grid: Grid) -> tuple[Replica, Block, Region]:
-    """The valid part of a chunk, decoded, and where in the array it lies, as the plan knows its `grid`: it may have grown since.
-    ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
-    replica, data = lane.read(chunk)
-    with lane.tally.timed("decode"):
-        block = decoded(lane.codec, lane.store.node_id, replica, data, lane.slot)
-        region = grid.region(chunk)
-        extent = tuple(part.stop - part.start for part in region)
+    """The valid part of a chunk, decoded, and where in the array it lies, as the plan knows its `grid`: it may have grown since. It may be
+    read-only. See `Lane.load` for what is raised."""
+    replica, block = lane.load(chunk)
+    region = grid.region(chunk)
+    extent = tuple(part.stop - part.start for part in region)
     return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
 
 

@@ -20,9 +20,11 @@ from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
 from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Healed, Tally
+from gpuflow.execution.warm import Warm
 from gpuflow.steps.fuse import Kernel
+from gpuflow.storage.blocks import decoded
 from gpuflow.storage.buffers import Slot
-from gpuflow.storage.codecs import ArrayCodec
+from gpuflow.storage.codecs import ArrayCodec, Block
 from gpuflow.storage.disk import digest, read_ahead
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
@@ -170,6 +172,27 @@ class Lane:
 
     def _locate(self, chunks: Sequence[int]) -> Holders:
         return self.runtime.locate(self.group.dataset, self.group.array, chunks)
+
+    def load(self, chunk: int) -> tuple[Replica, Block]:
+        """One of the group's chunks, whole and decoded, until the next one is: from memory if this node's replica is the one that was
+        decoded there, else read. ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
+        is_here = self.warm is not None and self.holds(chunk)
+        if self.warm is not None and is_here:
+            replica = self.there(self.group.dataset)[chunk]
+            if (block := self.warm.take(replica, self.codec)) is not None:
+                return replica, block
+        began = time.perf_counter()
+        replica, data = self.read(chunk)
+        with self.tally.timed("decode"):
+            block = decoded(self.codec, self.store.node_id, replica, data, self.slot)
+            if self.warm is not None and is_here:
+                self.warm.put(replica, self.codec, block, time.perf_counter() - began)
+        return replica, block
+
+    @cached_property
+    def warm(self) -> Warm | None:
+        """The way to the worker's memory tier, if the run uses it."""
+        return Warm(self.runtime.ram, self.tally, fills=self.group.fills) if self.group.takes else None
 
     def read(self, chunk: int, *, heal: bool = True) -> tuple[Replica, bytes | memoryview[int]]:
         """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
@@ -388,6 +411,8 @@ class GroupNotCommitted(GpuflowError):
 def run_group(group: ChunkGroup, job: Job) -> Any:
     """The function of every chunk task: a GroupResult, by way of `Results`."""
     here, began = runtime(), time.perf_counter()
+    if group.keeps_nbytes is not None:
+        here.ram.begin(group.run, group.keeps_nbytes)
     for record in job.records:
         here.store.put_record(record)
     with here.slots.take() as slot:
@@ -397,7 +422,11 @@ def run_group(group: ChunkGroup, job: Job) -> Any:
                 job.process(lane, chunk)
             except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
                 lane.fail(chunk, error)
+            finally:
+                if lane.warm is not None:
+                    lane.warm.let_go()
         lane.flush()
         lane.close()
         result = GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)
+    here.ram.settle()
     return send(here.worker, here.worker.get_current_task(), result)

@@ -19,7 +19,7 @@ from gpuflow.execution.groups import by_holders
 from gpuflow.execution.lane import Job
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Outcome, Progress, Silent, Submission
 from gpuflow.execution.tally import Failure
-from gpuflow.pipelines.memory import Sharing
+from gpuflow.pipelines.memory import Caching, Sharing
 from gpuflow.pipelines.plan import ChunkPlan
 from gpuflow.pipelines.spec import RunSpec
 from gpuflow.storage.record import DatasetRecord
@@ -37,6 +37,7 @@ class Run:
     patience_seconds: float = HOLDER_PATIENCE_SECONDS
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     how: RunSpec = field(default_factory=RunSpec)
+    caching: Caching = field(default_factory=Caching)
     outcome: Outcome = field(default_factory=Outcome)
     statistics_chunks: int = 0
     notes: list[str] = field(default_factory=list)
@@ -93,11 +94,22 @@ class Run:
     ) -> list[Batch]:
         """Chunks of an array of the source for `job`, by who holds them. newest: generations of what is to be written, by chunk number."""
         threads = self.threads()
-        keys = table.holders[np.array(chunks, np.int64)].tolist()  # numbers of holder sets
-        slots = {key: sum(threads.get(node, 0) for node in table.sets[key]) for key in set(keys)}
+        sets = table.holders[np.array(chunks, np.int64)].tolist()  # numbers of holder sets
+        warm = self._warm(array) if self.caching.takes else {}
+        of_worker = self._threads_of_workers() if warm else {}
+        keys = [(number, _home(warm, chunk, table.sets[number])) for chunk, number in zip(chunks, sets, strict=True)]
+        slots = {
+            (number, home): of_worker.get(home) or sum(threads.get(node, 0) for node in table.sets[number])
+            for number, home in set(keys)
+        }
         whole = sum(threads.values())
         grouped = by_holders(chunks, keys, slots, whole)
         return [Batch(self._group(array, part, table, newest, movable=movable), job, busy, whole) for _, part, busy in grouped]
+
+    def _warm(self, array: str) -> dict[int, tuple[str, str]]:
+        """(worker, its node) that has a chunk of an array of the source in memory; those of a task are then in the same."""
+        found = self.connection.resident(self.source.name, array)
+        return {chunk: (worker, node) for worker, (node, chunks) in found.items() for chunk in chunks}
 
     def gathered(self, job: Job, dataset: str, array: str, part: ChunkPlan, together: Sharing) -> list[Batch]:
         """The pending chunks of `array` of `dataset`, which are computed from several, each where most of these lie. together: how they
@@ -120,6 +132,9 @@ class Run:
                 homes=(home,),
                 inputs=tuple(mine.inputs),
                 device=self.device.worker,
+                keeps_nbytes=self.caching.keeps_nbytes,
+                takes=self.caching.takes,
+                fills=self.caching.fills,
             )
             batches.append(Batch(group, job, busy, whole, together))
         return batches
@@ -139,6 +154,9 @@ class Run:
             usable = worker["threads"] if fits(worker["device"], self.device.worker) else 0
             found[worker["node"]] = found.get(worker["node"], 0) + usable
         return found
+
+    def _threads_of_workers(self) -> dict[str, int]:
+        return {address: worker["threads"] for address, worker in self.connection.info()["workers"].items()}
 
     def _group(
         self,
@@ -162,7 +180,16 @@ class Run:
             node=node,
             movable=movable,
             device=self.device.worker,
+            keeps_nbytes=self.caching.keeps_nbytes,
+            takes=self.caching.takes,
+            fills=self.caching.fills,
         )
+
+
+def _home(warm: Mapping[int, tuple[str, str]], chunk: int, holders: frozenset[str]) -> str:
+    """The worker that has a chunk in memory, if it is of a node that holds it; else an empty text."""
+    worker, node = warm.get(chunk, ("", ""))
+    return worker if node in holders else ""
 
 
 def _prepare(jobs: Sequence[tuple[str, Job]]) -> None:

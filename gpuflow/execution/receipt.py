@@ -50,7 +50,8 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """As `--report` writes it. bytes are encoded bytes; seconds other than wall are thread-seconds; wait: thread-seconds without
         work while chunks waited for their holder; reasons: chunks by why their task went where it went; healed: damaged chunks that
-        were made good on the way; dropped: replicas that were given up."""
+        were made good on the way; dropped: replicas that were given up. The tier ram: chunks that were in memory, decoded, and the bytes
+        that were not read for it."""
         tally = self.outcome.tally
         return {
             "run_id": self.run_id,
@@ -72,10 +73,11 @@ class Receipt:
             "healed": [asdict(each) for each in tally.healed],
             "bytes": {"read": tally.read, "written": tally.written, "shipped": tally.shipped, "sent": self.sent},
             "locality": {
-                "local_chunks": tally.local_chunks,
+                "local_chunks": tally.local_chunks + tally.ram_chunks,
                 "remote_chunks": tally.remote_chunks,
                 "reasons": dict(sorted(self.outcome.reasons.items())),
                 "tiers": {
+                    "ram": {"chunks": tally.ram_chunks, "bytes": tally.ram},
                     "disk": {"chunks": tally.local_chunks, "bytes": tally.read - tally.shipped},
                     "peer": {"chunks": tally.remote_chunks, "bytes": tally.shipped},
                 },

@@ -25,6 +25,7 @@ from gpuflow.errors import ConfigError, NameTaken, Problem, RunFailed
 from gpuflow.execution import statistics
 from gpuflow.execution.again import above_floor, outranking
 from gpuflow.execution.auto import compressor_for
+from gpuflow.execution.caching import caching
 from gpuflow.execution.copies import check_nodes, keep_up
 from gpuflow.execution.counted import bound_of
 from gpuflow.execution.devices import Chosen, check_in_place, choose_device
@@ -85,11 +86,12 @@ def _run(
     began = time.monotonic()
     _, found = together(lambda: connection.ask("gf_sync"), lambda: look(connection, spec))
     plan, record = prepare(found, spec, stack=stack)
-    check_memory(connection, found, plan)
+    memory = check_memory(connection, found, plan)
     check_nodes(connection, record)
     check_permission(connection, plan)
     check_in_place(found, plan, device, connection.info()["workers"].values())
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, spec.run, device=device)
+    run.caching = caching(found, plan, memory, record)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
     plan = statistics.resolve(run, found, plan, record)
     if run.stopped:  # no parameters, so not one chunk was begun

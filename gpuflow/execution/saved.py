@@ -13,10 +13,10 @@ def saved_seconds(outcome: Outcome) -> float | None:
 
     At the rate of what was shipped by chunks or by bytes, whichever is better: chunks of a few bytes take as long as larger ones."""
     tally = outcome.tally
-    local_nbytes = tally.read - tally.shipped
+    local_nbytes = tally.read - tally.shipped + tally.ram
     if not local_nbytes:
         return 0.0
     chunks, nbytes, seconds = outcome.transferred
     if not chunks or not nbytes:
         return None
-    return min(local_nbytes / nbytes, tally.local_chunks / chunks) * seconds - tally.seconds["read"]
+    return min(local_nbytes / nbytes, (tally.local_chunks + tally.ram_chunks) / chunks) * seconds - tally.seconds["read"]

@@ -29,7 +29,7 @@ from gpuflow.execution.submit import Batch
 from gpuflow.grid import Grid
 from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint
 from gpuflow.pipelines.flow import Apply, Flow
-from gpuflow.pipelines.memory import gather_nbytes, sharing
+from gpuflow.pipelines.memory import Caching, gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_identity
 from gpuflow.pipelines.refit import Fit, decide
 from gpuflow.reductions.moments import Moments
@@ -215,7 +215,9 @@ def _reduced(
     return Reduced(value, {key: {**entry, "superseded": partials.superseded} for key, entry in kept.items()})
 
 
-def compute_moments(connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = ()) -> Moments:
+def compute_moments(
+    connection: Connection, dataset: str, array: str, keep: tuple[int, ...] = (), *, caching: Caching | None = None
+) -> Moments:
     """Count, mean, variance and extrema of an array, NaN skipped; each index of the axes in `keep` on its own. RunFailed when chunks
     cannot be read, PlanTooLarge when they are too large for a worker."""
     found = survey(connection, [dataset], [array].__contains__)
@@ -224,7 +226,7 @@ def compute_moments(connection: Connection, dataset: str, array: str, keep: tupl
     total = metadata.grid.size
     table = found.table(dataset, array, total)
     check_reading(connection, array, metadata, table)
-    run = Run(connection, source)
+    run = Run(connection, source, caching=caching or Caching())
     reduced = reduce_array(run, array, table, MomentsRequest(keep))
     if reduced is None:
         failures = [failure.to_dict() for failure in run.outcome.tally.failures]

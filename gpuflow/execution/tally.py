@@ -7,6 +7,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+_COUNTS = (
+    "done",
+    "skipped",
+    "read",
+    "written",
+    "shipped",
+    "kept",
+    "ram",
+    "ram_chunks",
+    "local_chunks",
+    "remote_chunks",
+    "dropped",
+)
 STAGES = ("read", "decode", "compute", "encode", "commit", "transfer")
 """What a task's time is spent on; seconds of threads, so that they may add up to more than the run's wall time."""
 
@@ -40,9 +53,9 @@ class Healed:
 
 @dataclass(slots=True)
 class Tally:
-    """shipped: chunk bytes that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as
-    further replicas. by_node: chunks done on each node. healed: damaged chunks that were made good on the way.
-    dropped: replicas that were given up."""
+    """read: encoded bytes; ram: those that were not read, as the chunks were in memory. shipped: chunk bytes that entered a worker from
+    another node; shipped_why: the same by reason. kept: bytes of them that stay as further replicas. by_node: chunks done on each node.
+    healed: damaged chunks that were made good on the way. dropped: replicas that were given up."""
 
     done: int = 0
     skipped: int = 0
@@ -50,6 +63,8 @@ class Tally:
     written: int = 0
     shipped: int = 0
     kept: int = 0
+    ram: int = 0
+    ram_chunks: int = 0
     local_chunks: int = 0
     remote_chunks: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
@@ -66,7 +81,7 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Take over everything that `other` counted."""
-        for name in ("done", "skipped", "read", "written", "shipped", "kept", "local_chunks", "remote_chunks", "dropped"):
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.seconds = {stage: self.seconds[stage] + other.seconds[stage] for stage in STAGES}
         self.by_node.update(other.by_node)

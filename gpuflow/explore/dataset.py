@@ -211,6 +211,16 @@ class Dataset:
                 found[node] = found.get(node, 0) + int(count)
         return dict(sorted(found.items()))
 
+    def tiers(self, array: str | None = None) -> dict[str, dict[str, int]]:
+        """How many chunks of an array (by default the largest) each node has in "ram", decoded in its workers' memory, and on "disk": see
+        `placement`."""
+        path, locator = self._path(array), self._locator
+        kept: dict[str, set[int]] = {}
+        if isinstance(locator, ClientLocator):
+            for node, chunks in locator.connection.resident(self.name, path).values():
+                kept.setdefault(node, set()).update(chunks)
+        return {"ram": {node: len(chunks) for node, chunks in sorted(kept.items())}, "disk": self.placement(path)}
+
     def history(self) -> dict[str, Any]:
         """What it was made from, what was done to it, its snapshots: as `gpuflow log --json` has it."""
         tables = {path: self._table(path, metadata.grid.size) for path, metadata in self.record.metadata.items()}

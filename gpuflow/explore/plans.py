@@ -18,6 +18,7 @@ from gpuflow.display.preview import Preview, Side
 from gpuflow.display.run_card import plan_card
 from gpuflow.errors import NotFound
 from gpuflow.execution import statistics
+from gpuflow.execution.caching import caching
 from gpuflow.execution.devices import choose_device
 from gpuflow.execution.evaluate import Boxes, Evaluation
 from gpuflow.execution.expected import expected
@@ -49,6 +50,7 @@ def plan(
         checked, record = prepare(found, spec)
         where = locator.connection if isinstance(locator, ClientLocator) else locator
         memory = check_memory(where, found, checked, spec.run.workers)
+        memory = caching(found, checked, memory, record).of(memory)
         checked, _ = statistics.look_up(found, checked, begun=record)
         chunks, device = plan_all_chunks(found, checked), choose_device(where, spec).told
         details = plan_details(checked, chunks, device, memory, expected(where, found, checked, chunks, device))

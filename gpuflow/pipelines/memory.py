@@ -54,15 +54,34 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Peak bytes of the worker that is nearest to its limit, and the array that takes them."""
+    """Peak bytes of the worker that is nearest to its limit, and the array that takes them. cache_nbytes: of these, for decoded chunks that
+    are kept."""
 
     need: Need
     worker: WorkerRoom
     need_nbytes: int
+    cache_nbytes: int = 0
 
     @property
     def fits(self) -> bool:
         return self.need_nbytes <= self.worker.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Caching:
+    """keeps_nbytes: of decoded chunks that each worker may have in memory while the run is under way, its own and those of runs before it;
+    None: as many as it has. takes, fills: whether the run itself takes some of them, and adds some."""
+
+    keeps_nbytes: int | None = None
+    takes: bool = False
+    fills: bool = False
+
+    def of(self, prediction: Prediction | None) -> Prediction | None:
+        """With what is kept, where the run fills it."""
+        if prediction is None or not self.fills:
+            return prediction
+        kept = self.keeps_nbytes or 0
+        return replace(prediction, need_nbytes=prediction.need_nbytes + kept, cache_nbytes=kept)
 
 
 def need_to_map(array: ArrayPlan, stored: StoredSizes) -> Need:
@@ -78,7 +97,7 @@ def _encoded_nbytes(array: ArrayPlan) -> int:
     target, nbytes = array.target.chunk_nbytes, 0
     if any(size % chunk for size, chunk in zip(array.target.grid.shape, array.target.grid.chunks, strict=True)):
         nbytes += target
-    if not _is_raw(array.target):
+    if not is_raw(array.target):
         nbytes += int(target * _BOUND) * _copies(array.target)
     return nbytes
 
@@ -156,11 +175,11 @@ def _evaluated_nbytes(array: ArrayPlan) -> int:
 
 def need_to_read(path: str, metadata: ArrayMetadata, stored: StoredSizes) -> Need:
     """Stored bytes, and values where they are not the same memory."""
-    decoded = metadata.chunk_nbytes * _copies(metadata) if stored.empty or not _is_raw(metadata) else 0
+    decoded = metadata.chunk_nbytes * _copies(metadata) if stored.empty or not is_raw(metadata) else 0
     return Need(path, metadata, stored.chunks, stored.largest_nbytes + decoded, stored.largest_nbytes)
 
 
-def _is_raw(metadata: ArrayMetadata) -> bool:
+def is_raw(metadata: ArrayMetadata) -> bool:
     """Whether stored bytes are the values themselves: neither decoded nor encoded into other memory."""
     return [codec["name"] for codec in metadata.document["codecs"]] == ["bytes"] and not _is_turned(metadata)
 

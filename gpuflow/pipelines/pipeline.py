@@ -156,11 +156,13 @@ class Pipeline(Shaping):
         workers: int | None = None,
         *,
         memory: int | str | None = None,
+        cache: int | str | None = None,
         on_error: str | None = None,
     ) -> Pipeline:
         """Where and how to run. device: auto, cpu, cuda or cuda:N. workers: worker processes per node. memory: of a worker, such as "2GiB".
+        cache: of that, for decoded chunks that are read again; auto or off.
         on_error: continue with the other chunks, or stop. None: as it was."""
-        given = _given(device=device, workers=workers, memory=memory, on_error=on_error)
+        given = _given(device=device, workers=workers, memory=memory, cache=cache, on_error=on_error)
         return replace(self, run={**(self.run or {}), **given})
 
     @property

@@ -83,6 +83,19 @@ def _check_shape(value: Any, wanted: str) -> Any:
     return {str(name): size for name, size in value.items()} if isinstance(value, Mapping) else tuple(sizes)
 
 
+def _check_cache(value: Any) -> int | str:
+    """`auto`, `off`, or bytes of memory. ValueError for anything else."""
+    if value in ("auto", "off"):
+        return str(value)
+    try:
+        nbytes = memory_nbytes(value)
+    except ValueError:
+        nbytes = None
+    if nbytes is None:
+        raise StepError(f"must be auto, off, or a number of bytes such as 2GiB, at least 1MiB, not {describe(value)}")
+    return nbytes
+
+
 def _ranges(parse: Callable[[Any], Any], example: str) -> Callable[[Any], ByAxis]:
     """Of a mapping from names of dimensions; an empty one names none."""
 
@@ -251,7 +264,9 @@ class RunSpec(_Section, frozen=True):
     """`device`: auto, cpu, cuda or cuda:N. `workers`: worker processes per node; None leaves it to the cluster. `durability`: durable
     commits survive a power loss; atomic ones the death of any process, and a chunk that a power loss damaged is found by its digest.
     `backend`: what compiles steps that are expressions; auto is numba on the CPU. `memory`: bytes that a worker may use, where it is to be
-    less than it has. `on_error`: whether the first chunk that fails ends the run."""
+    less than it has. `cache`: bytes of decoded chunks of the source that a worker keeps in memory, for this run's later passes and for runs
+    to come; auto: those that are there are taken, more are kept where the run itself reads them again, in what its plan leaves; off:
+    neither. `on_error`: whether the first chunk that fails ends the run."""
 
     device: Annotated[
         str,
@@ -271,6 +286,13 @@ class RunSpec(_Section, frozen=True):
         PlainValidator(memory_nbytes, json_schema_input_type=int | str | None),
         Field(description="What a worker may use of its memory, such as 2GiB: a plan that needs more is refused before it runs."),
     ] = None
+    cache: Annotated[
+        int | str,
+        PlainValidator(_check_cache, json_schema_input_type=int | str),
+        Field(
+            description="Decoded chunks that a worker keeps in memory: bytes, such as 2GiB; off; auto: where they are read again."
+        ),
+    ] = "auto"
     on_error: Annotated[
         Literal["continue", "stop"],
         Field(description="When a chunk fails: continue with the others, or stop; running again does what is left, either way."),

@@ -5,6 +5,7 @@ chunk against 573 us in zarr-python. Every other chain goes through zarr-python 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from gpuflow.storage import zarr_fallback
 from gpuflow.storage.buffers import Buffer, Slot
 from gpuflow.storage.byte_codecs import ByteCodec, Bytes, CodecError
 from gpuflow.storage.chains import Block, Chain, UnknownCodec, chain_names, name_of, parse_chain, parse_links, parse_transposes
+from gpuflow.storage.disk import digest
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.shards import Part, Shard, parse_shard
 
@@ -34,6 +36,18 @@ class ArrayCodec:
     def is_fast(self) -> bool:
         """Whether this chain is ours; otherwise zarr-python does it."""
         return self._form is not None
+
+    @property
+    def decodes_whole(self) -> bool:
+        """Whether a stored object is decoded as a whole, whatever part of it is wanted."""
+        return not isinstance(self._form, _ShardForm)
+
+    @cached_property
+    def form(self) -> bytes:
+        """What blocks depend on beside the stored bytes: digest of the chunks' shape, the dtype, the codecs and the fill value."""
+        document = self.metadata.document
+        names = ("chunk_grid", "data_type", "codecs", "fill_value")
+        return digest(json.dumps([document[name] for name in names], sort_keys=True).encode())
 
     @property
     def shard(self) -> Shard | None:

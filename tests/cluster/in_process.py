@@ -17,7 +17,7 @@ from dask.task_spec import Task
 from distributed import Client, LocalCluster, Worker, get_worker
 
 from gpuflow.cluster import scheduler_plugin
-from gpuflow.cluster.messages import PREFIX, ChunkGroup, NodeInfo
+from gpuflow.cluster.messages import PREFIX, ChunkGroup, NodeInfo, packed_column
 from gpuflow.cluster.scheduler_plugin import GpuflowPlugin
 
 CHUNKS = 40
@@ -44,13 +44,17 @@ class Cluster:
         self.scheduler = cluster.scheduler
         self.workers: dict[str, Worker] = {}
 
-    async def start(self, name: str, held: Any = (), says: Mapping[str, Any] = MappingProxyType({}), **options: Any) -> Worker:
-        """A worker of node `name` (up to a dash), which holds chunks `held` at generation 1. says: what it says otherwise of itself."""
+    async def start(
+        self, name: str, held: Any = (), says: Mapping[str, Any] = MappingProxyType({}), ram: Any = (), **options: Any
+    ) -> Worker:
+        """A worker of node `name` (up to a dash), which holds chunks `held` at generation 1. says: what it says otherwise of itself. ram:
+        chunks that it has decoded in memory."""
         worker = Worker(self.scheduler.address, nthreads=1, name=name, memory_limit=0, **options)
         columns = (np.array(list(held), np.uint32).tobytes(), np.ones(len(held), np.uint32).tobytes())
 
         async def changes(since: int) -> dict[str, Any]:
-            return {"newest": 1, "arrays": [("d", "x", *columns)] if since < 1 and len(held) else []}
+            in_memory = [("d", "x", packed_column(np.array(list(ram))), packed_column(np.zeros(0, int)))] if ram else []
+            return {"newest": 1, "arrays": [("d", "x", *columns)] if since < 1 and len(held) else [], "ram": in_memory}
 
         node = name.split("-")[0]
         worker.handlers["gf_changes"] = changes

@@ -66,7 +66,7 @@ class TestNewDataset:
             0,
             {"local": 44},
         )  # 20: statistics
-        assert locality["tiers"]["disk"] == {"chunks": 44, "bytes": receipt["bytes"]["read"]}
+        assert locality["tiers"]["disk"] == {"chunks": 44 - locality["tiers"]["ram"]["chunks"], "bytes": receipt["bytes"]["read"]}
         assert locality["tiers"]["peer"] == {"chunks": 0, "bytes": 0}
         assert (locality["shipped_bytes"], locality["kept_bytes"]) == ({}, 0)
         assert all(part["chunks"] for part in receipt["nodes"].values())

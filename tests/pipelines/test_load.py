@@ -260,6 +260,7 @@ def specs(draw: st.DrawFn) -> PipelineSpec:
         "device": draw(st.sampled_from(["auto", "cpu", "cuda", "cuda:0", "cuda:12"])),
         "workers": draw(st.one_of(st.none(), st.integers(1, 99))),
         "memory": draw(st.one_of(st.none(), st.integers(2**20, 2**50))),
+        "cache": draw(st.one_of(st.sampled_from(["auto", "off"]), st.integers(2**20, 2**50))),
         "on_error": draw(st.sampled_from(["continue", "stop"])),
     }
     source = {"dataset": dataset, "arrays": arrays}

@@ -42,7 +42,7 @@ def test_it_is_the_twin_of_the_file(tmp_path: Path) -> None:
         Pipeline("a").exec("prog", returns=np.uint8, program_version="2").to("b"),
         Pipeline("a", "${x}*").step("clip", min=3).cast("uint8", strict=True).to("b"),
         Pipeline("a").clip(max=3).cast(np.float16).to("b").on("cuda:0").on(workers=2),
-        Pipeline("a").clip(max=3).to("b").on(memory="2GiB", on_error="stop"),
+        Pipeline("a").clip(max=3).to("b").on(memory="2GiB", cache="1GiB", on_error="stop"),
         Pipeline("a").to("c").in_place().cast("int8"),
         Pipeline("a").cast("int8").in_place(snapshot="before"),
     ],

@@ -158,6 +158,8 @@ SECTIONS: dict[str, tuple[str, list[str]]] = {
     "workers true": (GOOD + "run: {workers: true}\n", ["run.workers: must be a whole number, not true"]),
     "memory": (GOOD + "run: {memory: lots}\n", ["p.yaml:7:15: run.memory: must be a number of bytes such as 2GiB, at least 1MiB, not the text 'lots'"]),
     "memory none": (GOOD + "run: {memory: 0}\n", ["run.memory: must be a number of bytes such as 2GiB, at least 1MiB, not the number 0"]),
+    "cache": (GOOD + "run: {cache: lots}\n", ["p.yaml:7:14: run.cache: must be auto, off, or a number of bytes such as 2GiB, at least 1MiB, not the text 'lots'"]),
+    "cache none": (GOOD + "run: {cache: }\n", ["run.cache: must be auto, off, or a number of bytes such as 2GiB, at least 1MiB, not "]),
     "on_error": (GOOD + "run: {on_error: halt}\n", ["run.on_error: must not be the text 'halt'; known: continue, stop"]),
     "run": (GOOD + "run: cuda\n", ["p.yaml:7:6: run: must be a mapping, not the text 'cuda'; its keys are device, workers"]),
 }  # fmt: skip
