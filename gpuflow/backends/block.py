@@ -50,13 +50,17 @@ class BlockKernel(ABC):
         """Compute `out`, which overlaps `block` only where there are no checks, or is it. Neither is empty."""
 
 
+def check(block: Any, region: Region, dtypes: tuple[DType, DType]) -> None:
+    """ValueError when `block` is not what a kernel of these dtypes, in and out, can work on."""
+    if block.dtype != dtypes[0] or block.shape != tuple(part.stop - (part.start or 0) for part in region):
+        raise ValueError(f"the kernel is for {dtypes[0]} in {region}, not for {block.dtype} of shape {block.shape}")
+
+
 def checked(block: Block, region: Region, out: Block | None, dtypes: tuple[DType, DType]) -> Block:
     """`out`, or a new array for None. dtypes: in and out. ValueError when one of the two is not what a kernel can work on."""
-    before, after = dtypes
-    if block.dtype != before or block.shape != tuple(part.stop - (part.start or 0) for part in region):
-        raise ValueError(f"the kernel is for {before} in {region}, not for {block.dtype} of shape {block.shape}")
+    check(block, region, dtypes)
     if out is None:
-        return np.empty(block.shape, after)
-    if out.shape != block.shape or out.dtype != after or not out.flags.c_contiguous:
-        raise ValueError(f"out has to be C-contiguous {after} of shape {block.shape}")
+        return np.empty(block.shape, dtypes[1])
+    if out.shape != block.shape or out.dtype != dtypes[1] or not out.flags.c_contiguous:
+        raise ValueError(f"out has to be C-contiguous {dtypes[1]} of shape {block.shape}")
     return out

@@ -6,16 +6,18 @@ a device."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from math import prod
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpuflow.backends import cuda_source
-from gpuflow.backends.block import Block, BlockKernel, Region, checked, on_host
+from gpuflow.backends.block import Block, BlockKernel, Region, check, on_host
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.layout import Layout, plan
 from gpuflow.backends.operations import DType, Unfit
@@ -38,6 +40,30 @@ _THREADS = 256  # of a block
 _BLOCKS_PER_PROCESSOR = 16
 OPTIONS = ("--std=c++17", "--fmad=false")  # NumPy rounds the product before it adds
 
+NVCOMP_NAMES = {"zstd": "Zstd", "lz4": "LZ4", "gzip": "Gzip"}
+"""nvCOMP's names of the codecs whose frames it decodes as they are."""
+
+
+class Frames(Protocol):
+    """What is decoded in one batch; see `storage.frames.Frames`."""
+
+    @property
+    def codec(self) -> str: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    @property
+    def numbers(self) -> NDArray[np.int64]: ...
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def places(self) -> list[tuple[int, int, int]]: ...
+
+    def arrange(self, decoded: Any) -> Any: ...
+
 
 class Queue:
     """What is put into it is done in order, beside what is in others: copies, kernels and decoding of one slot.
@@ -46,6 +72,7 @@ class Queue:
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
+        self._coders: dict[str, Any] = {}
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -69,6 +96,31 @@ class Queue:
         self.wait()
         return out
 
+    def decode(self, frames: Frames, stored: Block) -> Array:
+        """The shard that is `stored`, out of one copy of it and one batch by nvCOMP, waited for. ValueError when a frame does not decode to
+        what it should."""
+        there, out = self.upload(stored), cupy.empty(frames.count * frames.nbytes, np.uint8)
+        if len(frames.places):
+            self._decode_batch(frames, there, out)
+        return cupy.ascontiguousarray(frames.arrange(out))
+
+    def _decode_batch(self, frames: Frames, there: Array, out: Array) -> None:
+        offsets, sizes, targets = (list(column) for column in zip(*frames.places, strict=True))
+        stream, wanted = self.stream.ptr, [frames.nbytes] * len(targets)
+        nvcomp = import_module("nvidia.nvcomp")
+        if frames.codec not in self._coders:
+            kind = {"bitstream_kind": nvcomp.BitstreamKind.RAW, "device_id": cupy.cuda.Device().id, "cuda_stream": stream}
+            self._coders[frames.codec] = nvcomp.Codec(algorithm=NVCOMP_NAMES[frames.codec], **kind)
+        coder = self._coders[frames.codec]
+        # From the sizes that are known: parsing the frames for theirs would make the host wait.
+        config = coder.decompression_config(coder.compression_config(wanted))
+        room = nvcomp.as_arrays(out, targets, wanted, stream)
+        decoded = coder.decode(nvcomp.as_arrays(there, offsets, sizes, stream), out=room, decompression_config=config)
+        self.wait()
+        for number, size in zip(frames.numbers.tolist(), decoded.buffer_sizes, strict=True):
+            if size != frames.nbytes:
+                raise ValueError(f"inner chunk {number} decodes to {size} bytes instead of {frames.nbytes}")
+
     def wait(self) -> None:
         """Until all that was put in is done; other threads run meanwhile."""
         self.stream.synchronize()
@@ -88,6 +140,29 @@ def own_queue() -> Queue:
 def pinned(nbytes: int) -> Block:
     """Page-locked memory of the host, which the device copies from and to by itself."""
     return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+
+class DeviceMemory:
+    """Where the blocks of a memory tier lie, as `storage.tiers.Memory` has it. Filled on CuPy's current stream, and waited for: blocks are
+    read on others."""
+
+    def allocate(self, nbytes: int) -> Array:
+        return cupy.empty(nbytes, np.uint8)
+
+    def fill(self, piece: Array, block: Any) -> None:
+        place = self.view(piece, block.shape, block.dtype)
+        if on_host(block):
+            place.set(block)
+        else:
+            place[...] = block
+        cupy.cuda.get_current_stream().synchronize()
+
+    def view(self, piece: Array, shape: tuple[int, ...], dtype: DType) -> Array:
+        return piece[: prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+
+    def to_host(self, piece: Array, shape: tuple[int, ...], dtype: DType) -> Block:
+        found: Block = self.view(piece, shape, dtype).get()
+        return found
 
 
 def limit_memory(nbytes: int) -> None:
@@ -123,7 +198,8 @@ class Compiled(BlockKernel):
         """A block on the device, C-contiguous, gives one there; `out` is for blocks of the host."""
         if on_host(block):
             return super().__call__(block, region, out)
-        checked(np.broadcast_to(np.empty((), block.dtype), block.shape), region, None, self.dtypes)
+        check(block, region, self.dtypes)
+        block = cupy.ascontiguousarray(block)
         made: Block = cupy.empty(block.shape, self.dtypes[1])
         if block.size:
             self.compute(block, region, made)
@@ -172,35 +248,3 @@ class Compiled(BlockKernel):
 def _together(layout: Layout, width: int) -> bool:
     """Whether the elements of one load are neighbours in a row, and in a period of it."""
     return layout.span % width == 0 and layout.period % width == 0
-
-
-def decode_frames(
-    queue: Queue, codec: str, stored: Array, places: Sequence[tuple[int, int, int]], nbytes: int, out: Array
-) -> None:
-    """One batch by nvCOMP, waited for. places: (offset in `stored`, bytes there, offset in `out`) of each frame, which decodes to `nbytes`.
-
-    stored, out: uint8 on the device. ValueError when a frame does not decode to that."""
-    offsets, sizes, targets = (list(column) for column in zip(*places, strict=True))
-    stream = queue.stream.ptr
-    coder = _coder(codec, cupy.cuda.Device().id, stream)
-    nvcomp = import_module("nvidia.nvcomp")
-    frames = nvcomp.as_arrays(stored, offsets, sizes, stream)
-    room = nvcomp.as_arrays(out, targets, [nbytes] * len(targets), stream)
-    # From the sizes that are known: parsing the frames for theirs would make the host wait.
-    config = coder.decompression_config(coder.compression_config([nbytes] * len(targets)))
-    decoded = coder.decode(frames, out=room, decompression_config=config)
-    queue.wait()
-    for number, size in enumerate(decoded.buffer_sizes):
-        if size != nbytes:
-            raise ValueError(f"frame {number} decodes to {size} bytes instead of {nbytes}")
-
-
-NVCOMP_NAMES = {"zstd": "Zstd", "lz4": "LZ4", "gzip": "Gzip"}
-"""nvCOMP's names of the codecs whose frames it decodes as they are."""
-
-
-@lru_cache(maxsize=64)
-def _coder(codec: str, device: int, stream: int) -> Any:
-    nvcomp = import_module("nvidia.nvcomp")
-    kind = nvcomp.BitstreamKind.RAW
-    return nvcomp.Codec(algorithm=NVCOMP_NAMES[codec], bitstream_kind=kind, device_id=device, cuda_stream=stream)

@@ -37,10 +37,8 @@ class Compiled(Protocol):
         Unfit when a value fails a check; `block` is then as it was."""
 
 
-_ON_CUDA: dict[str, Library] = {"torch": "torch"}
-"""The library by which what a backend compiles runs on a CUDA device: see `compiler`. Backends that are not here are for the CPU."""
-_ARRAYS: tuple[Library, ...] = ("torch",)
-"""The libraries of whose arrays on a CUDA device users' functions may be given some: see `gpuflow.steps.apply`."""
+_ON_CUDA: dict[Backend, Library] = {"numba": "cupy", "torch": "torch"}
+"""The library by which what a backend compiles runs on a CUDA device: see `compiler`."""
 _REMEDY = "use device: auto or cpu"
 
 
@@ -88,32 +86,18 @@ def why_not_cuda(backend: str | None) -> str:
     """Why this process cannot run what `backend` compiles on a CUDA device; empty when it can. None: anything at all."""
     if backend is None or (reason := why_no_device()):
         return why_no_cuda() if backend is None else reason
-    library = library_of(backend)
-    return why_no_library(library) if library else no_library(backend)
+    return why_no_library(library_of(backend))
 
 
-def library_of(backend: str) -> Library | None:
-    """By what `backend` runs on a CUDA device; None when it does not."""
-    return _ON_CUDA.get(select_backend(backend))
-
-
-def no_library(backend: str) -> str:
-    """Why a backend that is not for CUDA devices does not run there."""
-    return f"kernels by {select_backend(backend)} run on the CPU: use backend: torch"
-
-
-def check_arrays(library: Library, who: str) -> None:
-    """DeviceUnavailable when functions get no arrays of `library` on a device. who: wants them."""
-    if library not in _ARRAYS:
-        reason = f"{who} takes CuPy arrays, which this version of gpuflow gives to no function"
-        raise DeviceUnavailable(reason, "name its first parameter torch, and it gets tensors")
+def library_of(backend: str) -> Library:
+    """By what `backend` runs on a CUDA device."""
+    return _ON_CUDA[select_backend(backend)]
 
 
 def device_for_arrays(library: Library, who: str) -> str:
     """`cuda`, for arrays of `library`. DeviceUnavailable when this process cannot have them there. who: wants them."""
     if reason := why_no_cuda(library):
         raise DeviceUnavailable(f"{who} needs a CUDA device: {reason}")
-    check_arrays(library, who)
     return "cuda"
 
 
@@ -137,8 +121,12 @@ def compiler(backend: Backend, device: str) -> Callable[[tuple[Node, ...], tuple
         from gpuflow.backends import torch
 
         return partial(torch.Compiled, device=torch.find_device(device))
-    if device != "cpu":  # here goes what compiles for CUDA by CuPy, with an entry in _ON_CUDA
-        raise DeviceUnavailable(f"kernels by numba run on the CPU, not on {device}", "use device: cpu, or backend: torch")
+    if device != "cpu":
+        if reason := why_no_library("cupy"):
+            raise DeviceUnavailable(f"kernels for {device} cannot be made: {reason}", _REMEDY)
+        from gpuflow.backends import cuda
+
+        return cuda.Compiled
     from gpuflow.backends import cpu
 
     return cpu.Compiled

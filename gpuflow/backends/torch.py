@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gpuflow.backends.block import Block, BlockKernel, Region, on_host
+from gpuflow.backends.block import Block, BlockKernel, Region, check, on_host
 from gpuflow.backends.cpu import TOLERANCE_ULP as _NUMPY_ULP
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.operations import DType, NotExpressible, Unfit
@@ -67,6 +67,7 @@ class Compiled(BlockKernel):
             return super().__call__(block, region, out)
         from gpuflow.backends.cuda import cupy
 
+        check(block, region, self.dtypes)
         made: Block = cupy.empty(block.shape, self.dtypes[1])
         with torch.cuda.stream(torch.cuda.ExternalStream(cupy.cuda.get_current_stream().ptr)):
             self.compute(torch.from_dlpack(block), region, torch.from_dlpack(made))

@@ -13,7 +13,7 @@ from distributed import Worker
 from tornado.ioloop import PeriodicCallback
 
 from gpuflow.cluster.messages import packed_column
-from gpuflow.storage.tiers import ArrayName, HostMemory, Tier
+from gpuflow.storage.tiers import ArrayName, HostMemory, Key, Memory, Tier
 
 _HEARD_SECONDS = 2.0  # after which a run of which no task came counts as ended
 _SETTLE_MILLISECONDS = 500
@@ -24,10 +24,13 @@ Told = tuple[str, str, tuple[str, bytes], tuple[str, bytes]]
 
 
 class RamTier:
-    """tier: the blocks themselves. Methods are called from task threads."""
+    """tier: the blocks themselves. vram: of the worker's device, if it has one; what is evicted there goes to `tier`. Methods are called
+    from task threads."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, device: Memory | None = None, device_nbytes: int = 0) -> None:
+        """device: memory of a device, of which the tier may take `device_nbytes`."""
         self.tier = Tier(HostMemory())
+        self.vram = Tier(device, device_nbytes, below=self.tier) if device is not None else None
         self._worker = worker
         self._keeps: dict[str, tuple[int, float]] = {}  # run -> what the tier may hold meanwhile, and when a task of it came
         self._lock, self._looked = threading.Lock(), 0.0
@@ -48,10 +51,20 @@ class RamTier:
         """Now and then, and when a task ends: give memory back where the process is near its limit, and tell the scheduler what came and
         went."""
         self._give_back()
-        news = self.tier.news()
+        news = self._news()
         if news:
             message = {"op": "gf_tiers", "changes": [_told(name, chunks) for name, chunks in news.items()]}
             self._worker.loop.add_callback(self._worker.batched_send, message)
+
+    def _news(self) -> dict[ArrayName, dict[int, bool]]:
+        """Of all tiers: a chunk that went from one of them may be in another."""
+        news = self.tier.news()
+        if self.vram is None:
+            return news
+        for name, chunks in self.vram.news().items():
+            news.setdefault(name, {}).update(chunks)
+        tiers = self.vram, self.tier
+        return {name: {chunk: any(Key(*name, chunk) in tier for tier in tiers) for chunk in news[name]} for name in news}
 
     def _give_back(self) -> None:
         limit, now = self._limit_nbytes(), time.monotonic()
@@ -70,12 +83,16 @@ class RamTier:
 
     def forget(self, dataset: str, array: str | None = None) -> None:
         """A dataset was removed, or an array of it."""
-        self.tier.forget(dataset, array)
+        (self.vram or self.tier).forget(dataset, array)
         self.settle()
 
     def contents(self) -> list[Told]:
         """All that is there, as changes since there was nothing."""
-        return [_told(name, dict.fromkeys(chunks, True)) for name, chunks in self.tier.contents().items()]
+        found: dict[ArrayName, dict[int, bool]] = {}
+        for tier in (self.tier, self.vram):
+            for name, chunks in tier.contents().items() if tier is not None else ():
+                found.setdefault(name, {}).update(dict.fromkeys(chunks, True))
+        return [_told(name, chunks) for name, chunks in found.items()]
 
 
 def _told(name: ArrayName, chunks: Mapping[int, bool]) -> Told:

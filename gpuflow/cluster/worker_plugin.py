@@ -15,13 +15,14 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import sync
 from numpy.typing import NDArray
 
+from gpuflow.backends.inflight import InFlight
 from gpuflow.cluster.messages import SHIPPED, NodeInfo, Transferred
 from gpuflow.cluster.peers import Holders, Peers
 from gpuflow.cluster.place import place_of
 from gpuflow.cluster.ram import RamTier
 from gpuflow.cluster.serving import Serving
 from gpuflow.cluster.shell import Shells
-from gpuflow.cluster.worker_device import WorkerDevice
+from gpuflow.cluster.worker_device import CPU, WorkerDevice
 from gpuflow.settings import exec_is_allowed, shell_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
@@ -33,19 +34,41 @@ from gpuflow.storage.tail import LOOK_SECONDS, Tail
 T = TypeVar("T")
 
 _LOCATE_SECONDS = 30.0  # for the scheduler's answer
+_DEVICE_SHARE, _VRAM_SHARE = 0.9, 0.5
+"""Of a device's memory, what is used of it, the rest being for CUDA and its libraries; and of that, what decoded chunks are kept in."""
 
 
 class NodeRuntime:
     """`worker.gpuflow`: the store, the buffers, and the way to peers and scheduler. Methods are called from task threads."""
 
     def __init__(self, worker: Worker, store: NodeStore, device: WorkerDevice) -> None:
-        self.worker, self.store, self.slots = worker, store, Slots()
+        self.worker, self.store = worker, store
         self.committer = ThreadPoolExecutor(worker.state.nthreads, thread_name_prefix="commit")  # threads that wait for the disk
         self.given_up = set[str]()
         """Runs that have waited in vain for a node to come back."""
         self.device = device
-        self.serving, self.peers, self.ram = Serving(store), Peers(worker), RamTier(worker)
+        self.serving, self.peers = Serving(store), Peers(worker)
+        self.slots, self.ram = Slots(), RamTier(worker)
+        self.flight: InFlight | None = None
+        """Of the chunks on the worker's CUDA device, if it has one that CuPy can use."""
+        if device.name != CPU and "cupy" not in device.lacks:
+            self._use_cuda(device)
         self._tail: Tail | None = None
+
+    def _use_cuda(self, device: WorkerDevice) -> None:
+        from gpuflow.backends import cuda
+
+        usable = int(device.nbytes * _DEVICE_SHARE)
+        cuda.limit_memory(usable)
+        ram = RamTier(self.worker, cuda.DeviceMemory(), int(usable * _VRAM_SHARE))
+
+        def give_back() -> None:
+            if ram.vram is not None:
+                ram.vram.trim(ram.vram.nbytes // 2)
+            cuda.release_memory()
+
+        self.slots, self.ram = Slots(cuda.pinned), ram
+        self.flight = InFlight(self.worker.state.nthreads, give_back)
 
     def info(self, worker: Worker) -> dict[str, Any]:
         """Startup information: what the scheduler learns when the worker joins."""

@@ -55,10 +55,11 @@ def _healed(healed: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
 
 def _locality(locality: Mapping[str, Any]) -> str:
     """What was read where, why anything was shipped, and what reading the rest where it lies was worth."""
-    ram, disk, peer = (locality["tiers"][tier] for tier in ("ram", "disk", "peer"))
+    vram, ram, disk, peer = (locality["tiers"][tier] for tier in ("vram", "ram", "disk", "peer"))
     parts = [f"{disk['chunks']} chunks ({format_nbytes(disk['bytes'])}) read where they lie"]
-    if ram["chunks"]:
-        parts.append(f"{ram['chunks']} ({format_nbytes(ram['bytes'])}) taken from memory")
+    for tier, where in ((vram, "the device's memory"), (ram, "memory")):
+        if tier["chunks"]:
+            parts.append(f"{tier['chunks']} ({format_nbytes(tier['bytes'])}) taken from {where}")
     why = ", ".join(f"{format_nbytes(nbytes)} for {name}" for name, nbytes in locality["shipped_bytes"].items())
     parts.append(f"{peer['chunks']} shipped" + (f" ({why})" if why else ""))
     if locality["kept_bytes"]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gpuflow.backends.devices import Library
-from gpuflow.backends.select import check_arrays, device_for_arrays, library_of, no_library, say_of_auto, select_device
+from gpuflow.backends.select import device_for_arrays, library_of, say_of_auto, select_device
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.places import fits, needs_device
 from gpuflow.datasets.catalog import Nodes
@@ -79,20 +79,17 @@ def chosen(asked: str, backend: str, needed: Mapping[Library, str], workers: Seq
         )
     for library, step in needed.items():
         _refuse_lacking(with_device, library, step)
-        check_arrays(library, step)
     own = library_of(backend)
     if needs_device(asked):
-        if own is None:
-            raise DeviceUnavailable(f"device: {asked} cannot be used: {no_library(backend)}", _REMEDY)
         _refuse_lacking(with_device, own, f"backend: {backend}")
         return Chosen("cuda", asked, f"{asked}: {_count(with_device)}")
     if asked == "cpu":
         return Chosen()
-    usable = [worker for worker in with_device if own is not None and own not in worker["lacks"]]
+    usable = [worker for worker in with_device if own not in worker["lacks"]]
     if needed:
         return Chosen("auto", "cuda", f"cuda: {_count(with_device)}")
     if not usable:
-        say_of_auto("cpu", no_library(backend) if with_device and own is None else _reasons(workers, wanted))
+        say_of_auto("cpu", _reasons(workers, wanted))
         return Chosen()
     others = len(workers) - len(usable)
     return Chosen("auto", "auto", f"auto: {_count(usable)}" + (f", cpu on {others} workers" if others else ""))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from gpuflow.backends.block import to_host
 from gpuflow.backends.select import Backend, select_device
 from gpuflow.datasets.growth import settled
 from gpuflow.errors import SourceChanged, StoreError
 from gpuflow.execution.evaluate import Evaluation
 from gpuflow.execution.gather import Gathering
 from gpuflow.execution.lane import Lane
+from gpuflow.execution.opened import Opened
 from gpuflow.grid import Grid
 from gpuflow.pipelines.fingerprint import cut_short, recipe
 from gpuflow.pipelines.flow import Flow
@@ -29,6 +31,9 @@ from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
 
+if TYPE_CHECKING:
+    from gpuflow.backends.cuda import Queue
+
 
 class HasDevice(Protocol):
     """A job whose steps are compiled. device: cpu, auto, cuda or cuda:N: where the task goes is routed by it."""
@@ -40,27 +45,65 @@ class HasDevice(Protocol):
     def device(self) -> str: ...
 
 
-def load_block(lane: Lane, chunk: int, grid: Grid) -> tuple[Replica, Block, Region]:
-    """The valid part of a chunk, decoded, and where in the array it lies, as the plan knows its `grid`: it may have grown since. It may be
-    read-only. See `Lane.load` for what is raised."""
-    replica, block = lane.load(chunk)
+def valid(grid: Grid, chunk: int, block: Any) -> tuple[Any, Region]:
+    """The valid part of a whole chunk, and where in the array it lies, as the plan knows its `grid`: it may have grown since."""
     region = grid.region(chunk)
     extent = tuple(part.stop - part.start for part in region)
-    return replica, block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
+    return block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
 
 
-def apply_steps(lane: Lane, job: MapJob | StatisticsJob, region: Region, block: Block, target: ArrayCodec | None = None) -> Block:
-    """`block`, the part `region` of the array, after all steps of `job`, in one pass where they can be fused; in memory of the
-    slot's, where `target` encodes it best."""
-    steps = job.steps
-    if not steps:
-        return block
+def open_chunk(lane: Lane, job: MapJob | StatisticsJob, chunk: int) -> Opened:
+    """Read, and to be decoded where the steps of `job` are computed. See `Lane.read` for what is raised."""
+    if job.steps and lane.kernel is None:
+        lane.kernel = compile_steps(job.steps, spec_of(lane.codec.metadata), *resolved(job))
+    return Opened(lane, chunk, on_device=_is_on_device(lane, job))
+
+
+def _is_on_device(lane: Lane, job: MapJob | StatisticsJob) -> bool:
+    """Whether chunks go to the worker's device, and all that is done to them can be done there."""
+    if not lane.has_device:
+        return False
+    return lane.kernel.on_device if lane.kernel is not None else resolved(job)[1] != "cpu"
+
+
+def compute_block(lane: Lane, job: MapJob, chunk: int, opened: Opened, target: ArrayCodec) -> Block:
+    """The valid part of a chunk after all steps of `job`, in one pass where they can be fused; in memory of the slot's, where `target`
+    encodes it best."""
+    grid, kernel = job.records[0].array(lane.group.array).grid, lane.kernel
+    if kernel is None:
+        block, _ = valid(grid, chunk, opened.block())
+        return np.asarray(block)
+    place = target.place(grid.extent(chunk), lane.slot)
+    if _is_on_device(lane, job):
+
+        def there(queue: Queue) -> Block:
+            return queue.download(kernel(*valid(grid, chunk, opened.array(queue))), place)
+
+        with lane.tally.timed("compute"):
+            return lane.on_device(there)
+    block, region = valid(grid, chunk, opened.block())
     with lane.tally.timed("compute"):
-        kernel = lane.kernel = lane.kernel or compile_steps(steps, spec_of(lane.codec.metadata), *resolved(job))
-        extent = block.shape
-        out = target.place(extent, lane.slot) if target else lane.slot.computed.array(extent, kernel.out_dtype)
-        set_place(lane, lane.codec.metadata, region, steps)
-        return kernel(block, region, out)
+        set_place(lane, lane.codec.metadata, region, job.steps)
+        return kernel(block, region, place)
+
+
+def reduce_block(lane: Lane, job: StatisticsJob, chunk: int, opened: Opened) -> Reduction:
+    """What is asked of the valid part of a chunk after all steps of `job`."""
+    grid, kernel = job.records[0].array(lane.group.array).grid, lane.kernel
+
+    def reduced(block: Any, out: Block | None) -> Reduction:
+        block, region = valid(grid, chunk, block)
+        block = block if kernel is None else kernel(block, region, out)
+        found: Reduction = job.request.of(block if job.request.on_device else to_host(block), region)
+        return found
+
+    if _is_on_device(lane, job):
+        with lane.tally.timed("compute"):
+            return lane.on_device(lambda queue: reduced(opened.array(queue), None))
+    block = opened.block()
+    with lane.tally.timed("compute"):
+        set_place(lane, lane.codec.metadata, grid.region(chunk), job.steps)
+        return reduced(block, lane.slot.computed.array(grid.extent(chunk), kernel.out_dtype) if kernel is not None else None)
 
 
 def resolved(job: HasDevice) -> tuple[Backend, str]:
@@ -118,8 +161,9 @@ class MapJob:
         if self.in_place and there is not None and there.recipe == recipe(self.made_by, there.inputs):
             return lane.skip()
         grid = self.records[0].array(lane.group.array).grid
-        source, block, region = load_block(lane, chunk, grid)
-        inputs = source.digest if self.in_place else cut_short(source.digest, block.shape, grid.chunks)
+        opened = open_chunk(lane, self, chunk)
+        source = opened.replica
+        inputs = source.digest if self.in_place else cut_short(source.digest, grid.extent(chunk), grid.chunks)
         wanted = recipe(self.made_by, inputs)
         if there is not None and there.recipe == wanted:
             return lane.skip()
@@ -128,7 +172,7 @@ class MapJob:
         if self.in_place and source.recipe == UNKNOWN:
             raise _unknown(lane, chunk)
         target = lane.output_codec(self.target)
-        block = apply_steps(lane, self, region, block, target)
+        block = compute_block(lane, self, chunk, opened, target)
         with lane.tally.timed("encode"):
             data = target.encode(block, lane.slot)
         with lane.tally.timed("commit"):
@@ -204,10 +248,8 @@ class StatisticsJob:
     def process(self, lane: Lane, chunk: int) -> None:
         """The statistics of one chunk, placed in the kept axes of the whole array."""
         grid, keep = self.records[0].array(lane.group.array).grid, self.request.keep
-        _, block, region = load_block(lane, chunk, grid)
-        block = apply_steps(lane, self, region, block)
+        part, region = reduce_block(lane, self, chunk, open_chunk(lane, self, chunk)), grid.region(chunk)
         with lane.tally.timed("compute"):
-            part = self.request.of(block, region)
             part = part.embed(tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
         lane.keep(chunk, part)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from gpuflow.cluster.keeping import Keeper
 from gpuflow.cluster.messages import ChunkGroup
@@ -22,15 +22,21 @@ from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Healed, Tally
 from gpuflow.execution.warm import Warm
 from gpuflow.steps.fuse import Kernel
-from gpuflow.storage.blocks import decoded
 from gpuflow.storage.buffers import Slot
-from gpuflow.storage.codecs import ArrayCodec, Block
+from gpuflow.storage.byte_codecs import Bytes
+from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import digest, read_ahead
+from gpuflow.storage.frames import Frames, batching
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
 
+if TYPE_CHECKING:
+    from gpuflow.backends.cuda import Queue
+
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HOLDER_LOST = "holder_lost"
 """Why a chunk is shipped to a node that was taken to hold it, or holds others of its group and no node holds all of them any more."""
@@ -173,26 +179,42 @@ class Lane:
     def _locate(self, chunks: Sequence[int]) -> Holders:
         return self.runtime.locate(self.group.dataset, self.group.array, chunks)
 
-    def load(self, chunk: int) -> tuple[Replica, Block]:
-        """One of the group's chunks, whole and decoded, until the next one is: from memory if this node's replica is the one that was
-        decoded there, else read. ChunkCorrupt when verified bytes do not decode: they came damaged from the source."""
-        is_here = self.warm is not None and self.holds(chunk)
-        if self.warm is not None and is_here:
-            replica = self.there(self.group.dataset)[chunk]
-            if (block := self.warm.take(replica, self.codec)) is not None:
-                return replica, block
-        began = time.perf_counter()
-        replica, data = self.read(chunk)
-        with self.tally.timed("decode"):
-            block = decoded(self.codec, self.store.node_id, replica, data, self.slot)
-            if self.warm is not None and is_here:
-                self.warm.put(replica, self.codec, block, time.perf_counter() - began)
-        return replica, block
-
     @cached_property
     def warm(self) -> Warm | None:
         """The way to the worker's memory tier, if the run uses it."""
-        return Warm(self.runtime.ram, self.tally, fills=self.group.fills) if self.group.takes else None
+        return Warm(self.runtime.ram.tier, self.tally, fills=self.group.fills) if self.group.takes else None
+
+    @cached_property
+    def warm_on_device(self) -> Warm | None:
+        """The same of its device's, with the other one below it."""
+        vram = self.runtime.ram.vram
+        return Warm(vram, self.tally, fills=self.group.fills) if self.group.takes and vram is not None else None
+
+    @cached_property
+    def batching(self) -> Callable[[Bytes], Frames | None] | None:
+        """What makes batches for the device of the chunks that are read."""
+        return batching(self.codec)
+
+    @property
+    def has_device(self) -> bool:
+        """Whether chunks can lie in the memory of this worker's CUDA device."""
+        return self.runtime.flight is not None
+
+    def on_device(self, work: Callable[[Queue], T]) -> T:
+        """What `work` gives, which has the device in its hands meanwhile, as others have; done again from its beginning when it was full.
+        DeviceFull when it is so for this one alone."""
+        from gpuflow.backends.cuda import Queue
+
+        flight, slot = self.runtime.flight, self.slot
+        assert flight is not None  # or it would not have been asked for
+        queue: Queue = slot.queue or Queue()
+        slot.queue = queue
+
+        def placed() -> T:
+            with queue():
+                return work(queue)
+
+        return flight.run(placed)
 
     def read(self, chunk: int, *, heal: bool = True) -> tuple[Replica, bytes | memoryview[int]]:
         """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
@@ -423,8 +445,9 @@ def run_group(group: ChunkGroup, job: Job) -> Any:
             except Exception as error:  # noqa: BLE001 - a user's step may raise anything; the other chunks go on
                 lane.fail(chunk, error)
             finally:
-                if lane.warm is not None:
-                    lane.warm.let_go()
+                for warm in (lane.warm, lane.warm_on_device):
+                    if warm is not None:
+                        warm.let_go()
         lane.flush()
         lane.close()
         result = GroupResult(lane.tally, job.result(lane), time.perf_counter() - began)

@@ -50,8 +50,8 @@ class Receipt:
     def to_dict(self) -> dict[str, Any]:
         """As `--report` writes it. bytes are encoded bytes; seconds other than wall are thread-seconds; wait: thread-seconds without
         work while chunks waited for their holder; reasons: chunks by why their task went where it went; healed: damaged chunks that
-        were made good on the way; dropped: replicas that were given up. The tier ram: chunks that were in memory, decoded, and the bytes
-        that were not read for it."""
+        were made good on the way; dropped: replicas that were given up. The tiers vram and ram: chunks that were in a device's memory or
+        the host's, decoded, and the bytes that were not read for it."""
         tally = self.outcome.tally
         return {
             "run_id": self.run_id,
@@ -77,7 +77,8 @@ class Receipt:
                 "remote_chunks": tally.remote_chunks,
                 "reasons": dict(sorted(self.outcome.reasons.items())),
                 "tiers": {
-                    "ram": {"chunks": tally.ram_chunks, "bytes": tally.ram},
+                    "vram": {"chunks": tally.vram_chunks, "bytes": tally.vram},
+                    "ram": {"chunks": tally.ram_chunks - tally.vram_chunks, "bytes": tally.ram - tally.vram},
                     "disk": {"chunks": tally.local_chunks, "bytes": tally.read - tally.shipped},
                     "peer": {"chunks": tally.remote_chunks, "bytes": tally.shipped},
                 },

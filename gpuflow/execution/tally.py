@@ -16,6 +16,8 @@ _COUNTS = (
     "kept",
     "ram",
     "ram_chunks",
+    "vram",
+    "vram_chunks",
     "local_chunks",
     "remote_chunks",
     "dropped",
@@ -53,9 +55,9 @@ class Healed:
 
 @dataclass(slots=True)
 class Tally:
-    """read: encoded bytes; ram: those that were not read, as the chunks were in memory. shipped: chunk bytes that entered a worker from
-    another node; shipped_why: the same by reason. kept: bytes of them that stay as further replicas. by_node: chunks done on each node.
-    healed: damaged chunks that were made good on the way. dropped: replicas that were given up."""
+    """read: encoded bytes; ram: those that were not read, as the chunks were in memory; vram: of these, in a device's. shipped: chunk bytes
+    that entered a worker from another node; shipped_why: the same by reason. kept: bytes of them that stay as further replicas. by_node:
+    chunks done on each node. healed: damaged chunks that were made good on the way. dropped: replicas that were given up."""
 
     done: int = 0
     skipped: int = 0
@@ -65,6 +67,8 @@ class Tally:
     kept: int = 0
     ram: int = 0
     ram_chunks: int = 0
+    vram: int = 0
+    vram_chunks: int = 0
     local_chunks: int = 0
     remote_chunks: int = 0
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))

@@ -1,4 +1,4 @@
-"""What a group of chunks takes from the RAM tier of its worker, and puts there.
+"""What a group of chunks takes from a memory tier of its worker, and puts there.
 
 A block is taken only for the very replica that it was made from: the one in this node's manifest when the group began. It was verified when
 it was decoded. A file that is damaged after that is not seen by who finds the chunk here: the values are right all the same, and `gpuflow
@@ -6,23 +6,25 @@ scrub`, or the first read from the disk, finds the damage."""
 
 from __future__ import annotations
 
-from gpuflow.cluster.ram import RamTier
+from typing import Any
+
+from gpuflow.backends.block import on_host
 from gpuflow.execution.tally import Tally
-from gpuflow.storage.codecs import ArrayCodec, Block
+from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.node import EMPTY
-from gpuflow.storage.tiers import Held, Key, Version
+from gpuflow.storage.tiers import Held, Key, Tier, Version
 
 
 class Warm:
     """Of one group. A block that was taken is valid until the next one is, or `let_go`."""
 
-    def __init__(self, ram: RamTier, tally: Tally, *, fills: bool) -> None:
-        self._tier, self._tally, self._fills = ram.tier, tally, fills
+    def __init__(self, tier: Tier, tally: Tally, *, fills: bool) -> None:
+        self._tier, self._tally, self._fills = tier, tally, fills
         self._held: Held | None = None
 
-    def take(self, replica: Replica, codec: ArrayCodec) -> Block | None:
-        """The whole chunk, read-only; None when it is not in memory, or another generation of it is."""
+    def take(self, replica: Replica, codec: ArrayCodec) -> Any:
+        """The whole chunk, read-only, where it lies: a NumPy or a CuPy array. None when it is not in memory, or another generation is."""
         self.let_go()
         if not _can_be_kept(replica, codec):
             return None
@@ -31,10 +33,12 @@ class Warm:
             return None
         self._tally.ram_chunks += 1
         self._tally.ram += replica.nbytes
-        block: Block = self._held.block
-        return block
+        if not on_host(self._held.block):
+            self._tally.vram_chunks += 1
+            self._tally.vram += replica.nbytes
+        return self._held.block
 
-    def put(self, replica: Replica, codec: ArrayCodec, block: Block, seconds: float) -> None:
+    def put(self, replica: Replica, codec: ArrayCodec, block: Any, seconds: float) -> None:
         """A whole chunk of this node's, which took `seconds` to be read, verified and decoded; kept if the run fills the tier."""
         if self._fills and _can_be_kept(replica, codec):
             self._tier.put(_key(replica), _version(replica, codec), block, seconds)

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow.backends.block import to_host
 from gpuflow.reductions.histogram import Histogram
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.quantiles import Quantiles
@@ -44,6 +45,10 @@ class Request(Protocol):
     @property
     def weights(self) -> Weights | None: ...
 
+    @property
+    def on_device(self) -> bool:
+        """Whether `of` takes a block that lies on a CUDA device."""
+
     def key(self) -> Any:
         """As plain data: with what it is computed from, what it is kept under."""
 
@@ -64,6 +69,10 @@ class MomentsRequest:
     keep: tuple[int, ...]
     weights: Weights | None = None
     kind: ClassVar[str] = "moments"
+
+    @property
+    def on_device(self) -> bool:
+        return self.weights is None
 
     def key(self) -> Any:
         return list(self.keep) if self.weights is None else [list(self.keep), self.weights.key()]
@@ -87,6 +96,7 @@ class QuantilesRequest:
     keep: tuple[int, ...]
     weights: ClassVar[None] = None
     kind: ClassVar[str] = "quantiles"
+    on_device: ClassVar[bool] = False
 
     def key(self) -> Any:
         return list(self.keep)
@@ -110,6 +120,7 @@ class HistogramRequest:
     bounds: tuple[float, float]
     weights: Weights | None = None
     kind: ClassVar[str] = "histogram"
+    on_device: ClassVar[bool] = False
 
     def key(self) -> Any:
         return [list(self.keep), self.bins, *self.bounds, *([] if self.weights is None else [self.weights.key()])]
@@ -151,8 +162,13 @@ class Several:
     def empty(self, shape: tuple[int, ...]) -> Together:
         return Together(tuple(one.empty(shape) for one in self.requests))
 
+    @property
+    def on_device(self) -> bool:
+        return any(one.on_device for one in self.requests)
+
     def of(self, block: NDArray[Any], region: Region) -> Together:
-        return Together(tuple(one.of(block, region) for one in self.requests))
+        here = block if all(one.on_device for one in self.requests) else to_host(block)
+        return Together(tuple(one.of(block if one.on_device else here, region) for one in self.requests))
 
     def read(self, data: Mapping[str, Any]) -> Together:
         return Together(tuple(one.read(part) for one, part in zip(self.requests, data["parts"], strict=True)))

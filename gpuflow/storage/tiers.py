@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow.backends.block import to_host
 from gpuflow.storage.buffers import ALIGNMENT
 from gpuflow.storage.codecs import Block
 
@@ -54,8 +55,8 @@ class Memory(Protocol):
         """A piece of `nbytes` bytes, a multiple of ALIGNMENT."""
         ...
 
-    def fill(self, piece: Any, block: Block) -> None:
-        """Copy a C-contiguous block of host memory into the beginning of a piece; done when it returns."""
+    def fill(self, piece: Any, block: Any) -> None:
+        """Copy a C-contiguous block of host memory, or of this memory, into the beginning of a piece; done when it returns."""
         ...
 
     def view(self, piece: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -185,6 +186,9 @@ class Tier:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._entries
+
     # -- reading ----------------------------------------------------------------------------------------------------------------
 
     def take(self, key: Key, version: Version) -> Held | None:
@@ -236,16 +240,16 @@ class Tier:
 
     # -- filling ----------------------------------------------------------------------------------------------------------------
 
-    def put(self, key: Key, version: Version, block: Block, seconds: float) -> bool:
-        """Keep a copy of a C-contiguous block of host memory, which took `seconds` to be read and decoded, in place of any other version.
-        Whether it is worth its place, here or below."""
+    def put(self, key: Key, version: Version, block: Any, seconds: float) -> bool:
+        """Keep a copy of a C-contiguous block of host memory, or of this memory, which took `seconds` to be read and decoded, in place of
+        any other version. Whether it is worth its place, here or below."""
         kept = self._keep(key, version, block, seconds)
         if kept is not None:
             kept.close()
             return True
-        return self._below is not None and self._below.put(key, version, block, seconds)
+        return self._below is not None and self._below.put(key, version, to_host(block), seconds)
 
-    def _keep(self, key: Key, version: Version, block: Block, seconds: float) -> Held | None:
+    def _keep(self, key: Key, version: Version, block: Any, seconds: float) -> Held | None:
         nbytes = -(-max(block.nbytes, 1) // ALIGNMENT) * ALIGNMENT
         with self._lock:
             self._asked += nbytes

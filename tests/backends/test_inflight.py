@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from gpuflow.backends.inflight import InFlight
 from gpuflow.errors import DeviceFull
-from gpuflow.execution.inflight import InFlight
 
 
 class Memory:
