@@ -25,6 +25,7 @@ NAMES = (
     "watch",
     "halo",
     "tiers",
+    "gpu",
 )
 
 

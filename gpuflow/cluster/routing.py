@@ -46,7 +46,8 @@ LOCAL, HOT_NODE, PAUSED, DEVICE = "local", "hot_node", "holder_paused", "device"
 class Waiting:
     """A parked task. holders: the nodes it is local to, as `Places` has them, here and below. nbytes: what shipping it would move. work:
     what its time is proportional to, in any unit that the tasks of its run share (decoded bytes). movable: may run elsewhere. device: what
-    its worker must have, the same for all tasks of a run with the same holders."""
+    its worker must have, the same for all tasks of a run with the same holders. warm: address of the worker that has its chunks in
+    memory; empty when none has."""
 
     key: object
     run: str

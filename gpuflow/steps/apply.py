@@ -135,6 +135,8 @@ class Apply(Step, frozen=True):
         device = "cpu" if self.on_cuda is None else device_for_arrays(self.on_cuda, self.title)
         if on_tensors:
             return _array(_on_tensor(call, block, self.function, device), block.shape, self.function)
+        if self.on_cuda is not None:
+            return _array(_on_cupy(call, block, self.function), block.shape, self.function)
         seen = block.view()
         seen.flags.writeable = False
         out = _array(call(np, seen), block.shape, self.function)
@@ -253,6 +255,19 @@ def _on_tensor(call: Callable[..., Any], block: Array, address: str, device: str
         return out.detach().cpu().contiguous().numpy()
     except TypeError:
         raise StepError(f"apply: `{address}` returned {out.dtype}, which cannot be stored", "return it with .float()") from None
+
+
+def _on_cupy(call: Callable[..., Any], block: Array, address: str) -> Any:
+    """The function's result for a CuPy array of its own, as one of NumPy's."""
+    from gpuflow.backends.cuda import cupy, own_queue
+
+    queue = own_queue()
+    with queue():
+        array = queue.upload(block)
+        out = call(cupy, array)
+        if not isinstance(out, cupy.ndarray):
+            raise StepError(f"apply: `{address}` returned a {type(out).__name__} and not a CuPy array", "return a cupy.ndarray")
+        return queue.download(out, np.empty(out.shape, out.dtype))
 
 
 def _array(out: Any, shape: tuple[int, ...], address: str) -> Array:

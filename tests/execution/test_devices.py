@@ -49,11 +49,10 @@ def test_what_a_pipeline_gets(asked: str, backend: str, workers: list[Mapping[st
     [
         ("cuda", "torch", {}, [worker("a"), worker("b", why="hidden")], "cuda needs .*: node a: no driver; node b: hidden; use"),
         ("cuda:1", "torch", {}, [worker("a", "cuda:0")], r"needs a worker .*: node a: it has cuda:0 \(A100\)"),
-        ("cuda", "auto", {}, MIXED, "kernels by numba run on the CPU: use backend: torch"),
+        ("cuda", "auto", {}, MIXED, "backend: auto cannot use .*node a: no CuPy"),
         ("cuda", "torch", {}, [worker("a", "cuda:0", torch="no PyTorch")], "backend: torch cannot use .*node a: no PyTorch"),
         ("auto", "auto", {"torch": "step apply: m:f"}, [worker("a")], "step apply: m:f needs a worker .*node a: no driver"),
         ("auto", "auto", {"cupy": "step apply: m:f"}, MIXED, "step apply: m:f cannot use .*: node a: no CuPy"),
-        ("auto", "auto", {"cupy": "step apply: m:f"}, [worker("a", "cuda:0")], "takes CuPy arrays, which this version"),
     ],
 )
 def test_what_it_does_not_get(asked: str, backend: str, needed: Any, workers: list[Mapping[str, Any]], message: str) -> None:
