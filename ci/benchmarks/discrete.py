@@ -9,7 +9,7 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from typing import Any, TypeVar
@@ -69,9 +69,9 @@ class Cluster:
 
     # -- nodes and tasks that come and go -------------------------------------------------------------------------------------------
 
-    def join(self, name: str, threads: int) -> None:
+    def join(self, name: str, threads: int, device: str = "cpu") -> None:
         """A node with one worker of the same name."""
-        self._nodes[name] = _Node(threads, WorkerView(name, name, threads, 0))
+        self._nodes[name] = _Node(threads, WorkerView(name, name, threads, 0, device))
         self._look(self.now)
 
     def lose(self, name: str) -> None:
@@ -112,7 +112,7 @@ class Cluster:
 
     def _view(self, name: str, node: _Node) -> WorkerView:
         if node.view.processing != len(node.assigned):
-            node.view = WorkerView(name, name, node.threads, len(node.assigned))
+            node.view = replace(node.view, processing=len(node.assigned))
         return node.view
 
     def _hopeless(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
@@ -247,8 +247,8 @@ def why_not_now(device: CudaDevice) -> str:
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(device.uuid)
         board = pynvml.nvmlDeviceGetHandleByIndex(device.card)
-        users = [one.pid for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-        alone = pynvml.nvmlDeviceGetComputeMode(board)
+        users = [one.pid for one in _answer(pynvml, pynvml.nvmlDeviceGetComputeRunningProcesses, handle, ())]
+        alone = _answer(pynvml, pynvml.nvmlDeviceGetComputeMode, board, pynvml.NVML_COMPUTEMODE_DEFAULT)
         free = int(pynvml.nvmlDeviceGetMemoryInfo(handle).free)
         closed = alone == pynvml.NVML_COMPUTEMODE_PROHIBITED
         return occupied(device, free, users, closed=closed, exclusive=alone == pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS)
@@ -256,6 +256,14 @@ def why_not_now(device: CudaDevice) -> str:
         return f"{device} does not answer ({error}): see what nvidia-smi says"
     finally:
         pynvml.nvmlShutdown()
+
+
+def _answer(pynvml: Any, question: Callable[[Any], Any], handle: Any, unknown: Any) -> Any:
+    """What the driver says, or `unknown`: MIG instances, containers and old drivers do not tell everything."""
+    try:
+        return question(handle)
+    except pynvml.NVMLError:
+        return unknown
 
 
 def occupied(device: CudaDevice, free_nbytes: int, users: Sequence[int], *, closed: bool = False, exclusive: bool = False) -> str:

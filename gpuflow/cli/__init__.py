@@ -57,6 +57,7 @@ app.command("rebalance", rich_help_panel=_CLUSTER)(replicas.rebalance)
 app.command("drain", rich_help_panel=_CLUSTER)(replicas.drain)
 app.command("scheduler", rich_help_panel=_CLUSTER)(cluster.scheduler)
 app.command("node", rich_help_panel=_CLUSTER)(cluster.node)
+app.command("nodes", rich_help_panel=_CLUSTER)(cluster.nodes)
 
 
 def _version(wanted: bool) -> None:

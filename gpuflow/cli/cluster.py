@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gpuflow.cli.common import AsJson, Scheduler, cluster, show
 from gpuflow.errors import ClusterError
 from gpuflow.settings import scheduler_address, store_root
 
@@ -63,3 +64,14 @@ def node(
         typer.echo(f"{place} holds no store: this is a new node. If it had one, stop here: its disk is not mounted.", err=True)
     allowed = [what for what, wanted in (("exec", allow_exec), ("shell", allow_shell)) if wanted]
     serve_node(address, place, options, name, rack, may=allowed, workers=each, share_device=share_device)
+
+
+def nodes(scheduler: Scheduler = None, as_json: AsJson = False) -> None:
+    """List a running cluster's workers: node, threads, memory, and the device that each computes on, or why it has none."""
+    from gpuflow.display.nodes import worker_rows, workers_view
+
+    if not (scheduler or scheduler_address()):
+        raise ClusterError("the scheduler's address is missing", "give --scheduler tcp://HOST:8786, or set GPUFLOW_SCHEDULER")
+    with cluster(scheduler, None, None, None, None) as connection:
+        rows = worker_rows(connection.info()["workers"])
+    show(workers_view(rows), rows, as_json)

@@ -37,7 +37,8 @@ class Fleet:
     """Indices over the views that `see` was last given.
 
     threads: of each node that takes tasks. reachable: nodes that serve their chunks, with how many workers. room: workers that take
-    another task, by address. idle: threads without a task. lacking: places without a worker, whose nodes serve their chunks."""
+    another task, by address. idle: threads without a task. lacking: places without a worker, whose nodes serve their chunks.
+    devices: places of workers that have a device."""
 
     def __init__(self) -> None:
         self._views: dict[str, WorkerView] = {}
@@ -47,6 +48,7 @@ class Fleet:
         self.room: dict[str, WorkerView] = {}
         self.idle = 0
         self.lacking: set[str] = set()
+        self.devices: Counter[str] = Counter()
 
     def see(self, workers: Sequence[WorkerView]) -> None:
         """These are all. It costs least when one that has not changed is the same object in the same place."""
@@ -79,6 +81,8 @@ class Fleet:
         self.idle += view.idle
         if view.stands_in:
             self.lacking.add(view.node)
+        if view.device != "cpu":
+            self.devices[view.node] += 1
         if view.threads:
             self.threads[view.node] += view.threads
         if view.processing < DEPTH * view.threads:
@@ -92,7 +96,8 @@ class Fleet:
         if view.stands_in:
             self.lacking.discard(view.node)
         self.room.pop(address, None)
-        for index, count in ((self.reachable, 1), (self.threads, view.threads)):
+        of_device = 1 if view.device != "cpu" else 0
+        for index, count in ((self.reachable, 1), (self.threads, view.threads), (self.devices, of_device)):
             if index[view.node] > count:
                 index[view.node] -= count
             else:

@@ -209,7 +209,8 @@ def starts(cores: int, nodes: int, workers: int | None, devices: Sequence[CudaDe
     """What to start on each of `nodes` nodes of a machine with so many cores: a worker for each of its devices, which are dealt out to the
     nodes; beside these `workers` for the CPU, where that is asked for. A node without a device has workers for the CPU.
 
-    device: as it was asked for; with `auto` a worker whose device is another's when it starts is one for the CPU. Pure."""
+    device: as it was asked for; with `auto` a worker whose device is another's when it starts is one for the CPU. Not by dask-cuda: what
+    that gives beyond this is pools and spilling for device arrays that tasks hand to each other, and here they hand over none. Pure."""
     share = max(1, cores // nodes)
     found = []
     for number in range(nodes):

@@ -35,6 +35,10 @@ class Rates:
         """Expected seconds to ship `nbytes` to another node."""
         return _TRANSFER_LATENCY_SECONDS + nbytes * self.transfer
 
+    def is_known(self, run: str, node: str) -> bool:
+        """Whether a task of `run` has been measured on `node`."""
+        return self._pace(run, node)[1] > 0
+
     def is_below_average(self, run: str, node: str) -> bool:
         """Whether tasks of `run` took longer on `node` than elsewhere."""
         return self._pace(run, node)[0] > self.compute.get(run, 0.0)

@@ -350,7 +350,9 @@ class _Look:
                 worker, task = self._next(node, run, holders, depth)
                 if task is None or worker is None:
                     break
-                if (depth > 1 and self._leave_to_others(task, node)) or self._ends_sooner_elsewhere(task, worker):
+                if depth > 1 and (self._leave_to_others(task, node) or self._may_be_slow(task, worker)):
+                    break
+                if self._ends_sooner_elsewhere(task, worker):
                     break
                 self._send(task, worker, LOCAL)
 
@@ -411,6 +413,12 @@ class _Look:
         if not task.movable or not rates.is_below_average(run, node):  # which costs less to ask
             return False
         return any(rates.is_slower(run, node, other) for other in self._without_own)
+
+    def _may_be_slow(self, task: Waiting, worker: WorkerView) -> bool:
+        """Whether it is not yet known how much longer this CPU takes than a device beside it: it is given one task to find out."""
+        if len(task.holders) == 1 or worker.device != "cpu" or self.router.rates.is_known(task.run, worker.node):
+            return False
+        return not self.router.fleet.devices.keys().isdisjoint(task.holders)
 
     def _ends_sooner_elsewhere(self, task: Waiting, worker: WorkerView) -> bool:
         """Whether a faster holder would have done this task, after all else that is local to it, before this slow worker could end it: a

@@ -109,5 +109,6 @@ def nodes_card(nodes: Sequence[Mapping[str, Any]]) -> str:
             rows.append(
                 ("workers", f"{len(node['workers'])} with {counted(node['threads'], 'thread')}: {', '.join(node['workers'])}")
             )
+        rows += [("devices", "; ".join(node["devices"]))] if node.get("devices") else []
         parts += [name(node["node"]), table(rows), bar({part: float(value) for part, value in used.items()}, colours)]
     return card(counted(len(nodes), "node"), *parts, legend(colours))

@@ -16,7 +16,7 @@ from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
 from gpuflow.cluster.references import ChunkRef
-from gpuflow.errors import ConfigError, Problem
+from gpuflow.errors import ConfigError, DeviceUnavailable, Problem
 from gpuflow.grid import Grid
 from gpuflow.storage.blocks import decoded
 from gpuflow.storage.codecs import ArrayCodec
@@ -90,9 +90,12 @@ def _meta(ndim: int, dtype: np.dtype[Any], device: str) -> Any:
 
 
 def _on_device(block: NDArray[Any], device: str) -> Any:
+    from gpuflow.backends.devices import why_no_cuda
     from gpuflow.backends.select import select_device
 
-    select_device(device)  # says what is wrong where there is none
+    if reason := why_no_cuda("cupy"):
+        raise DeviceUnavailable(f"{device} cannot be used: {reason}", "use device: cpu")
+    select_device(device)  # whether that one is there
     import cupy
 
     return cupy.asarray(block)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.locating import ClientLocator
+from gpuflow.display.nodes import device_text
 from gpuflow.display.run_card import nodes_card
 from gpuflow.explore.dataset import locator_for
 from gpuflow.storage.node import NodeStore
@@ -26,6 +27,7 @@ def nodes(*, connection: Connection | None = None, root: str | os.PathLike[str] 
     for node, told in found.items():
         mine = {address: worker for address, worker in workers.items() if worker["node"] == node}
         told |= {"node": node, "workers": sorted(mine), "threads": sum(worker["threads"] for worker in mine.values())}
+        told["devices"] = [device_text(worker) for _, worker in sorted(mine.items()) if worker["device"] != "cpu"]
     return Nodes(list(found.values()))
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from gpuflow.backends.devices import machine
+from gpuflow.cluster.connection import Connection
+from gpuflow.display.nodes import device_text
 from tests.cli.commands import command as gpuflow
 
 pytestmark = pytest.mark.skipif(bool(machine().devices), reason="there are CUDA devices")
@@ -44,3 +47,26 @@ def test_a_node_for_a_device(tmp_path: Path) -> None:
     shown = gpuflow("node", *options, root=tmp_path / "root", status=2)
     assert shown == f"error: cuda cannot be used: {NO_DRIVER}; use device: auto or cpu\n"
     assert not (tmp_path / "root").exists()
+
+
+def test_the_workers_of_a_cluster_and_why_they_have_no_device(three_nodes: Connection, tmp_path: Path) -> None:
+    assert three_nodes.embedded is not None
+    address = three_nodes.embedded.address
+    shown = gpuflow("nodes", "--scheduler", address, root=tmp_path)
+    assert shown.count(f"cpu: {NO_DRIVER}") == three_nodes.embedded.worker_count
+    rows = json.loads(gpuflow("nodes", "--scheduler", address, "--json", root=tmp_path))
+    assert {row["node"] for row in rows} == set(three_nodes.nodes())
+    refused = gpuflow("plan", QUICKSTART, "--device", "cuda", "--scheduler", address, root=tmp_path, status=2)
+    assert all(f"node {node}: {NO_DRIVER}" in refused for node in three_nodes.nodes())
+    assert "scheduler's address is missing" in gpuflow("nodes", root=tmp_path, status=1)
+
+
+def test_how_a_device_is_shown() -> None:
+    worker = {
+        "device": "cuda:0",
+        "device_name": "NVIDIA H200",
+        "device_nbytes": 139 * 2**30,
+        "why_cpu": "",
+        "lacks": {"cupy": "it is old"},
+    }
+    assert device_text(worker) == "cuda:0, NVIDIA H200 with 139.0 GiB; without cupy: it is old"

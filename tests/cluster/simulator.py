@@ -21,12 +21,13 @@ class Simulation:
     threads: Mapping[str, int]
     seconds: Callable[[Waiting], float]
     slow: Mapping[str, float] = field(default_factory=dict)
+    devices: Mapping[str, str] = field(default_factory=dict)
     by_node: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
         self._cluster = Cluster(self._cost, self._ended)
         for node, threads in self.threads.items():
-            self._cluster.join(node, threads)
+            self._cluster.join(node, threads, self.devices.get(node, "cpu"))
 
     @property
     def router(self) -> Router:
