@@ -59,7 +59,7 @@ class Moments:
             from gpuflow.backends.cuda_moments import moments
 
             parts = moments(block, keep)
-            return cls(*(np.ascontiguousarray(parts[name]) for name in _FIELDS))
+            return cls(*(np.array(parts[name]) for name in _FIELDS))
         if block.dtype.isnative and block.dtype.itemsize <= 8:
             try:
                 return _compiled(block, keep)
