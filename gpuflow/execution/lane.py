@@ -191,8 +191,9 @@ class Lane:
 
     @cached_property
     def warm(self) -> Warm | None:
-        """The way to the worker's memory tier, if the run uses it."""
-        return Warm(self.runtime.ram, self.tally, fills=self.group.fills) if self.group.takes else None
+        """The way to the worker's memory tier, if the run uses it, and there is something in it or will be."""
+        uses = self.group.takes and (self.group.fills or len(self.runtime.ram.tier) > 0)
+        return Warm(self.runtime.ram, self.tally, fills=self.group.fills) if uses else None
 
     def read(self, chunk: int, *, heal: bool = True) -> tuple[Replica, bytes | memoryview[int]]:
         """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
