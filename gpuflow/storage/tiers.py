@@ -7,6 +7,7 @@ cost ten times the copy, and never under a reader."""
 
 from __future__ import annotations
 
+import logging
 import mmap
 import threading
 from collections import OrderedDict
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from gpuflow.storage.buffers import ALIGNMENT
 from gpuflow.storage.codecs import Block
+
+logger = logging.getLogger(__name__)
 
 _MOST_USES = 15
 """That are counted, as in TinyLFU: enough to tell what is hot from what was read twice."""
@@ -267,13 +270,23 @@ class Tier:
             piece = self._reserve(nbytes, evicted)
         evicted.clear()  # or their memory would be there beside the new
         self._spill(fallen)
-        if piece is None:
-            piece = self._memory.allocate(nbytes)
+        if piece is None and (piece := self._allocated(nbytes)) is None:
+            return None
         self._memory.fill(piece, block)
         with self._lock:
             entry = _Entry(key, version, piece, nbytes, block.shape, block.dtype, min(uses + 1, _MOST_USES), self._asked, 1)
             self._insert(entry)
             return Held(self, entry, self._memory.view(piece, block.shape, block.dtype))
+
+    def _allocated(self, nbytes: int) -> Any:
+        """New memory, which was counted before; None when the system has none: the block is read again when it is asked for again."""
+        try:
+            return self._memory.allocate(nbytes)
+        except (MemoryError, OSError) as error:
+            logger.warning("a tier of %d bytes cannot have %d more (%s)", self._nbytes, nbytes, error)
+            with self._lock:
+                self._nbytes -= nbytes
+            return None
 
     def _spill(self, fallen: list[tuple[_Entry, float]]) -> None:
         """Hand what was evicted, and the seconds that it took, to the tier below."""

@@ -184,6 +184,17 @@ def test_what_is_evicted_goes_to_the_tier_below_and_comes_up_again() -> None:
     assert (len(tier), len(below)) == (0, 0)
 
 
+def test_without_memory_a_block_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(HostMemory):
+        def allocate(self, nbytes: int) -> Any:
+            raise OSError("no memory")
+
+    tier = Tier(Full(), 10 * PAGE)
+    assert hits(tier, [0, 0]) == 0
+    assert tier.nbytes == 0
+    assert "cannot have 4096 more (no memory)" in caplog.text
+
+
 def test_changes_are_told_once() -> None:
     tier = Tier(HostMemory(), 2 * PAGE)
     hits(tier, range(2))
