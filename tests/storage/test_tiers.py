@@ -11,7 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpuflow.storage.tiers import Held, HostMemory, Key, Tier, Version
+from gpuflow.storage.tier_entries import Key, Version
+from gpuflow.storage.tier_memory import HostMemory
+from gpuflow.storage.tiers import Held, Tier
 
 PAGE = 4096
 
