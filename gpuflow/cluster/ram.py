@@ -13,7 +13,9 @@ from distributed import Worker
 from tornado.ioloop import PeriodicCallback
 
 from gpuflow.cluster.messages import packed_column
-from gpuflow.storage.tiers import ArrayName, HostMemory, Key, Memory, Tier
+from gpuflow.storage.tier_entries import Key
+from gpuflow.storage.tier_memory import HostMemory, Memory
+from gpuflow.storage.tiers import ArrayName, Tier
 
 _HEARD_SECONDS = 2.0  # after which a run of which no task came counts as ended
 _SETTLE_MILLISECONDS = 500

@@ -141,8 +141,7 @@ class Router:
         self._given: Counter[str] = Counter()  # run -> tasks that were released
         self._waiting: dict[object, Waiting] = {}
         self._parked: Counter[str] = Counter()  # run -> its parked tasks
-        self._flying: dict[object, tuple[Waiting, str]] = {}  # released and not finished: task, node it went to
-        self._worker_of: dict[object, str] = {}  # the same: worker it went to
+        self._flying: dict[object, tuple[Waiting, str, str]] = {}  # released and not finished: task, node and worker it went to
         self._at: Counter[str] = Counter()  # worker -> tasks that are on their way there
         self._hands: dict[str, Counter[str]] = {}  # node -> run -> work that is on its way there
         self._shares: dict[str, Counter[frozenset[str]]] = {}  # run -> holders -> work that is local to them, as it was parked
@@ -194,8 +193,7 @@ class Router:
         if key in self._waiting:
             self._take(self._waiting[key])
         elif key in self._flying:
-            task, node = self._flying.pop(key)
-            worker = self._worker_of.pop(key)
+            task, node, worker = self._flying.pop(key)
             self._at[worker] -= 1
             if not self._at[worker]:
                 del self._at[worker]
@@ -208,7 +206,7 @@ class Router:
     def finished(self, key: object, seconds: float) -> None:
         """A released task ended well after `seconds` of work."""
         if key in self._flying:
-            task, node = self._flying[key]
+            task, node, _ = self._flying[key]
             shipping = 0.0 if node in task.holders else self.rates.transfer_seconds(task.nbytes)
             self.rates.computed(task.run, node, task.work, max(seconds - shipping, 0.0))
             self._done[task.run, node] = self._done.get((task.run, node), 0.0) + task.work
@@ -267,12 +265,12 @@ class Router:
 
     def is_local(self, key: object) -> bool:
         """Whether a task that is on its way went to a node that it is local to. Of others nothing else is known."""
-        task, node = self._flying.get(key, (None, ""))
+        task, node, _ = self._flying.get(key, (None, "", ""))
         return task is None or node in task.holders
 
     def holder_sets(self) -> set[frozenset[str]]:
         """Of the tasks that are parked or on their way."""
-        return {*self._queues, *(task.holders for task, _ in self._flying.values())}
+        return {*self._queues, *(task.holders for task, *_ in self._flying.values())}
 
     def release(self, workers: Sequence[WorkerView]) -> list[Release]:
         """What to start now. Ties go to the worker with the fewest tasks, then to the smaller address.
@@ -290,8 +288,7 @@ class Router:
 
     def _send(self, task: Waiting, node: str, worker: str) -> None:
         self._take(task)
-        self._flying[task.key] = (task, node)
-        self._worker_of[task.key] = worker
+        self._flying[task.key] = (task, node, worker)
         self._at[worker] += 1
         self._given[task.run] += 1
         served = self._served.setdefault(node, {})

@@ -72,7 +72,10 @@ def plan_card(details: Mapping[str, Any], yaml: str = "") -> str:
             parts.append(bar({node: float(count) for node, count in array["by_node"].items()}, colours))
     parts.append(legend(colours))
     if memory := details.get("memory"):
-        parts.append(line(f"memory: {format_nbytes(memory['need_nbytes'])} a worker, of {format_nbytes(memory['have_nbytes'])}"))
+        kept = f"; {format_nbytes(memory['cache_nbytes'])} of that for decoded chunks" if "cache_nbytes" in memory else ""
+        parts.append(
+            line(f"memory: {format_nbytes(memory['need_nbytes'])} a worker, of {format_nbytes(memory['have_nbytes'])}{kept}")
+        )
     if time := details.get("time"):
         parts.append(line(f"time: {time_text(time)}"))
     if choice := details.get("compressor"):

@@ -6,12 +6,14 @@ of the workers' memory."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 from gpuflow.datasets.survey import Survey
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.execution import statistics
 from gpuflow.pipelines.memory import Caching, Prediction, is_raw
 from gpuflow.pipelines.plan import Plan
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.units import format_nbytes
 
@@ -23,10 +25,10 @@ _AUTO = 0.9
 
 
 def caching(
-    found: Survey, plan: Plan, prediction: Prediction | None, begun: DatasetRecord | None = None, *, again: bool | None = None
+    found: Survey, plan: Plan, prediction: Prediction | None, begun: DatasetRecord | None = None, *, again: int | None = None
 ) -> Caching:
-    """What `run.cache` comes to. prediction: of the plan without it. begun, again: as `reads_again` has it where it is not given.
-    ConfigError when the workers have not so much memory left."""
+    """What `run.cache` comes to. prediction: of the plan without it. begun, again: as for `again_nbytes`, and what that says, where it is
+    known. ConfigError when the workers have not so much memory left."""
     wanted = plan.spec.run.cache
     if prediction is None:
         return Caching()
@@ -34,21 +36,26 @@ def caching(
     if isinstance(wanted, int):
         if wanted > spare:
             raise _too_much(wanted, max(0, spare), prediction)
-        return Caching(wanted, takes=True, fills=True)
+        return Caching(wanted, takes=True, fills=True, adds_nbytes=wanted)
     keeps = int(max(0, spare) * _AUTO)
     if wanted == "off":
         return Caching(keeps)
-    fills = keeps >= _LEAST_NBYTES and (reads_again(found, plan, begun) if again is None else again)
-    return Caching(keeps, takes=True, fills=fills)
+    adds = min(keeps, again_nbytes(found, plan, begun) if again is None else again)
+    return Caching(keeps, takes=True, fills=adds > 0, adds_nbytes=adds)
 
 
-def reads_again(found: Survey, plan: Plan, begun: DatasetRecord | None = None) -> bool:
-    """Whether an array that has to be decoded is read by more than one pass: statistics that its own steps wait for, or another output."""
+def again_nbytes(found: Survey, plan: Plan, begun: DatasetRecord | None = None) -> int:
+    """Decoded bytes of the arrays that have to be decoded by more than one pass: for statistics that their own steps wait for, or for
+    several outputs. begun: as for `statistics.look_up`."""
     _, missing = statistics.look_up(found, plan, begun=begun)
     passes = Counter(path for array, *_ in missing for path in array.flow.paths)
     passes.update(path for array in plan.arrays if not array.carried for path in array.flow.paths)
-    sources = plan.source.metadata
-    return any(count > 1 and not is_raw(sources[path]) for path, count in passes.items())
+    return decoded_nbytes(plan.source.array(path) for path, count in passes.items() if count > 1)
+
+
+def decoded_nbytes(arrays: Iterable[ArrayMetadata]) -> int:
+    """Of those that do not lie in the files as they are in memory."""
+    return sum(array.grid.size * array.chunk_nbytes for array in arrays if not is_raw(array))
 
 
 def _too_much(wanted: int, spare: int, prediction: Prediction) -> ConfigError:

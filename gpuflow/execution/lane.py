@@ -30,6 +30,7 @@ from gpuflow.storage.frames import Frames, batching
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.tiers import Tier
 
 if TYPE_CHECKING:
     from gpuflow.backends.cuda import Queue
@@ -181,14 +182,18 @@ class Lane:
 
     @cached_property
     def warm(self) -> Warm | None:
-        """The way to the worker's memory tier, if the run uses it."""
-        return Warm(self.runtime.ram.tier, self.tally, fills=self.group.fills) if self.group.takes else None
+        """The way to the worker's memory tier, if the run uses it, and there is something in it or will be."""
+        return self._warm(self.runtime.ram.tier)
 
     @cached_property
     def warm_on_device(self) -> Warm | None:
         """The same of its device's, with the other one below it."""
-        vram = self.runtime.ram.vram
-        return Warm(vram, self.tally, fills=self.group.fills) if self.group.takes and vram is not None else None
+        return self._warm(self.runtime.ram.vram) or self.warm
+
+    def _warm(self, tier: Tier | None) -> Warm | None:
+        group = self.group
+        uses = tier is not None and group.takes and (group.fills or len(tier) > 0)
+        return Warm(tier, self.tally, fills=group.fills) if tier is not None and uses else None
 
     @cached_property
     def batching(self) -> Callable[[Bytes], Frames | None] | None:

@@ -20,7 +20,7 @@ from gpuflow.datasets.catalog import Nodes
 from gpuflow.datasets.survey import Survey, survey
 from gpuflow.errors import ConfigError, Problem
 from gpuflow.execution import statistics
-from gpuflow.execution.caching import caching
+from gpuflow.execution.caching import caching, decoded_nbytes
 from gpuflow.execution.devices import choose_device
 from gpuflow.execution.memory import check_memory
 from gpuflow.execution.passes import Run
@@ -31,7 +31,6 @@ from gpuflow.execution.slices import by_index, with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Flow
-from gpuflow.pipelines.memory import is_raw
 from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, select
 from gpuflow.pipelines.slices import ranges
 from gpuflow.pipelines.statistics import StatisticsPipeline, StatisticsSpec
@@ -77,7 +76,7 @@ def run_statistics(
     memory = check_memory(connection, found, plan)
     check_permission(connection, plan)
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, pipeline.run, device=device)
-    run.caching = caching(found, plan, memory, again=_reads_again(found, pipeline, plan))
+    run.caching = caching(found, plan, memory, again=_again_nbytes(found, pipeline, plan))
     plan = statistics.resolve(run, found, plan)
     before, answered = run.outcome.tally.done, dict[str, Any]()
     skipped = 0
@@ -124,12 +123,16 @@ def _every(path: str) -> bool:
     return True
 
 
-def _reads_again(found: Survey, pipeline: StatisticsPipeline, plan: Plan) -> bool:
-    """Whether there is more than one pass over what has to be decoded."""
-    if all(is_raw(metadata) for array in plan.arrays for metadata in array.sources.values()):
-        return False
-    passes = (len(passes_of(one, what_is_missing(found, pipeline, plan, one))) for one in questions(found, pipeline, plan))
-    return bool(statistics.look_up(found, plan)[1]) or max(passes, default=0) > 1
+def _again_nbytes(found: Survey, pipeline: StatisticsPipeline, plan: Plan) -> int:
+    """Decoded bytes of the arrays that more than one pass has to decode."""
+    waiting = {array.path for array, *_ in statistics.look_up(found, plan)[1]}
+    again = {
+        path
+        for one in questions(found, pipeline, plan)
+        if one.array.path in waiting or len(passes_of(one, what_is_missing(found, pipeline, plan, one))) > 1
+        for path in one.flow.paths
+    }
+    return decoded_nbytes(plan.source.array(path) for path in sorted(again))
 
 
 def _weighing(pipeline: StatisticsPipeline, record: DatasetRecord) -> Iterable[str]:

@@ -13,7 +13,8 @@ from gpuflow.execution.tally import Tally
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.node import EMPTY
-from gpuflow.storage.tiers import Held, Key, Tier, Version
+from gpuflow.storage.tier_entries import Key, Version
+from gpuflow.storage.tiers import Held, Tier
 
 
 class Warm:

@@ -70,18 +70,18 @@ class Prediction:
 @dataclass(frozen=True, slots=True)
 class Caching:
     """keeps_nbytes: of decoded chunks that each worker may have in memory while the run is under way, its own and those of runs before it;
-    None: as many as it has. takes, fills: whether the run itself takes some of them, and adds some."""
+    None: as many as it has. takes, fills: whether the run itself takes some of them, and adds some: at most adds_nbytes."""
 
     keeps_nbytes: int | None = None
     takes: bool = False
     fills: bool = False
+    adds_nbytes: int = 0
 
     def of(self, prediction: Prediction | None) -> Prediction | None:
-        """With what is kept, where the run fills it."""
-        if prediction is None or not self.fills:
-            return prediction
-        kept = self.keeps_nbytes or 0
-        return replace(prediction, need_nbytes=prediction.need_nbytes + kept, cache_nbytes=kept)
+        """With what the run adds."""
+        if prediction is None:
+            return None
+        return replace(prediction, need_nbytes=prediction.need_nbytes + self.adds_nbytes, cache_nbytes=self.adds_nbytes)
 
 
 def need_to_map(array: ArrayPlan, stored: StoredSizes) -> Need:

@@ -7,19 +7,17 @@ cost ten times the copy, and never under a reader."""
 
 from __future__ import annotations
 
-import mmap
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from gpuflow.backends.block import to_host
 from gpuflow.storage.buffers import ALIGNMENT
-from gpuflow.storage.codecs import Block
+from gpuflow.storage.tier_entries import Entry, Family, Key, Version
+from gpuflow.storage.tier_memory import Memory
+
+logger = logging.getLogger(__name__)
 
 _MOST_USES = 15
 """That are counted, as in TinyLFU: enough to tell what is hot from what was read twice."""
@@ -31,117 +29,12 @@ _REMEMBERED = 2**16  # blocks that were asked for and are not here: 10 MB
 ArrayName = tuple[str, str]
 
 
-class Key(NamedTuple):
-    """Whose block it is."""
-
-    dataset: str
-    array: str
-    chunk: int
-
-
-class Version(NamedTuple):
-    """Which block of it: of the replica with this generation and digest, decoded as `form` says (`ArrayCodec.form`)."""
-
-    generation: int
-    digest: bytes
-    form: bytes
-
-
-class Memory(Protocol):
-    """Where the blocks of a tier lie. A piece is whatever `allocate` gives; nobody else has it, and it is freed with its last reference.
-    Thread-safe for different pieces."""
-
-    def allocate(self, nbytes: int) -> Any:
-        """A piece of `nbytes` bytes, a multiple of ALIGNMENT."""
-        ...
-
-    def fill(self, piece: Any, block: Any) -> None:
-        """Copy a C-contiguous block of host memory, or of this memory, into the beginning of a piece; done when it returns."""
-        ...
-
-    def view(self, piece: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
-        """The block in a piece, in this memory, for those who only read it."""
-        ...
-
-    def to_host(self, piece: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:
-        """The block in a piece, in host memory: for the tier below."""
-        ...
-
-
-class HostMemory:
-    """Pages of the process's own, which the system has back when a piece is freed: `malloc` would keep many of them."""
-
-    def allocate(self, nbytes: int) -> NDArray[np.uint8]:
-        return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
-
-    def fill(self, piece: NDArray[np.uint8], block: Block) -> None:
-        piece[: block.nbytes].view(block.dtype).reshape(block.shape)[...] = block
-
-    def view(self, piece: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:
-        count = int(np.prod(shape, dtype=np.int64))
-        found = piece[: count * dtype.itemsize].view(dtype).reshape(shape)
-        found.flags.writeable = False
-        return found
-
-    def to_host(self, piece: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:
-        return self.view(piece, shape, dtype)
-
-
-@dataclass(eq=False, slots=True)
-class _Entry:
-    """last: bytes that had been asked of the tier when it was used last. gone: nobody finds it any more, some may still read it."""
-
-    key: Key
-    version: Version
-    piece: Any
-    nbytes: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    uses: int
-    last: int
-    readers: int = 0
-    gone: bool = False
-
-
-@dataclass(slots=True)
-class _Family:
-    """The blocks of an array. seconds, nbytes: of all that were read and decoded: of one alone it would be noise. by_uses: entries by how
-    often they were used, those that were used longest ago first."""
-
-    last: int = 0
-    seconds: float = 0.0
-    nbytes: int = 0
-    by_uses: dict[int, OrderedDict[Key, _Entry]] = field(default_factory=dict)
-
-    @property
-    def rate(self) -> float:
-        """Seconds that a byte takes to be had again."""
-        return self.seconds / max(self.nbytes, 1)
-
-    def add(self, entry: _Entry, *, first: bool = False) -> None:
-        entries = self.by_uses.setdefault(entry.uses, OrderedDict())
-        entries[entry.key] = entry
-        entries.move_to_end(entry.key, last=not first)
-
-    def remove(self, entry: _Entry) -> None:
-        del self.by_uses[entry.uses][entry.key]
-        if not self.by_uses[entry.uses]:
-            del self.by_uses[entry.uses]
-
-    def oldest(self) -> Iterator[_Entry]:
-        """For each number of uses the entry that was used longest ago, of those that nobody reads."""
-        for entries in self.by_uses.values():
-            found = next((entry for entry in entries.values() if not entry.readers), None)
-            if found is not None:
-                yield found
-
-
 class Held:
     """A block that somebody reads: it stays what it is until `close`, whatever becomes of the tier. Close it once, or use `with`."""
 
     __slots__ = ("_entry", "_tier", "block")
 
-    def __init__(self, tier: Tier, entry: _Entry, block: Any) -> None:
+    def __init__(self, tier: Tier, entry: Entry, block: Any) -> None:
         self._tier, self._entry, self.block = tier, entry, block
 
     def close(self) -> None:
@@ -164,8 +57,8 @@ class Tier:
     def __init__(self, memory: Memory, budget_nbytes: int = 0, below: Tier | None = None) -> None:
         self._memory, self._budget, self._below = memory, budget_nbytes, below
         self._lock = threading.Lock()
-        self._entries: dict[Key, _Entry] = {}
-        self._families: dict[ArrayName, _Family] = {}
+        self._entries: dict[Key, Entry] = {}
+        self._families: dict[ArrayName, Family] = {}
         self._free: dict[int, list[Any]] = {}  # pieces by size
         self._former: OrderedDict[Key, tuple[int, int]] = OrderedDict()  # uses, last; of what is not here
         self._news: dict[ArrayName, dict[int, bool]] = {}
@@ -194,7 +87,7 @@ class Tier:
     def take(self, key: Key, version: Version) -> Held | None:
         """The block of just this version; None when it is not here, and another version of it is forgotten."""
         with self._lock:
-            family = self._families.setdefault((key.dataset, key.array), _Family())
+            family = self._families.setdefault((key.dataset, key.array), Family())
             family.last = self._asked
             entry = self._entries.get(key)
             if entry is not None and entry.version == version:
@@ -206,7 +99,7 @@ class Tier:
             self.misses += 1
         return self._take_below(key, version)
 
-    def _used(self, family: _Family, entry: _Entry) -> None:
+    def _used(self, family: Family, entry: Entry) -> None:
         self._asked += entry.nbytes
         family.last = self._asked
         family.remove(entry)
@@ -231,7 +124,7 @@ class Tier:
             family = self._families.get((key.dataset, key.array))
             return family.rate if family is not None else 0.0
 
-    def _release(self, entry: _Entry) -> None:
+    def _release(self, entry: Entry) -> None:
         with self._lock:
             entry.readers -= 1
             if entry.gone and not entry.readers:
@@ -253,7 +146,7 @@ class Tier:
         nbytes = -(-max(block.nbytes, 1) // ALIGNMENT) * ALIGNMENT
         with self._lock:
             self._asked += nbytes
-            family = self._families.setdefault((key.dataset, key.array), _Family())
+            family = self._families.setdefault((key.dataset, key.array), Family())
             family.last = self._asked
             family.seconds, family.nbytes = family.seconds + seconds, family.nbytes + nbytes
             former = self._entries.get(key)
@@ -271,15 +164,25 @@ class Tier:
             piece = self._reserve(nbytes, evicted)
         evicted.clear()  # or their memory would be there beside the new
         self._spill(fallen)
-        if piece is None:
-            piece = self._memory.allocate(nbytes)
+        if piece is None and (piece := self._allocated(nbytes)) is None:
+            return None
         self._memory.fill(piece, block)
         with self._lock:
-            entry = _Entry(key, version, piece, nbytes, block.shape, block.dtype, min(uses + 1, _MOST_USES), self._asked, 1)
+            entry = Entry(key, version, piece, nbytes, block.shape, block.dtype, min(uses + 1, _MOST_USES), self._asked, 1)
             self._insert(entry)
             return Held(self, entry, self._memory.view(piece, block.shape, block.dtype))
 
-    def _spill(self, fallen: list[tuple[_Entry, float]]) -> None:
+    def _allocated(self, nbytes: int) -> Any:
+        """New memory, which was counted before; None when the system has none: the block is read again when it is asked for again."""
+        try:
+            return self._memory.allocate(nbytes)
+        except (MemoryError, OSError) as error:
+            logger.warning("a tier of %d bytes cannot have %d more (%s)", self._nbytes, nbytes, error)
+            with self._lock:
+                self._nbytes -= nbytes
+            return None
+
+    def _spill(self, fallen: list[tuple[Entry, float]]) -> None:
         """Hand what was evicted, and the seconds that it took, to the tier below."""
         while fallen:
             entry, seconds = fallen.pop()
@@ -287,7 +190,7 @@ class Tier:
                 values = self._memory.to_host(entry.piece, entry.shape, entry.dtype)
                 self._below.put(entry.key, entry.version, values, seconds)
 
-    def _reserve(self, nbytes: int, evicted: list[_Entry]) -> Any:
+    def _reserve(self, nbytes: int, evicted: list[Entry]) -> Any:
         """Memory for a block: that of one that was evicted for it, or a free piece; None when it is to be allocated. It is counted from
         now on."""
         self._nbytes -= sum(entry.nbytes for entry in evicted)
@@ -300,22 +203,22 @@ class Tier:
             self._nbytes -= nbytes  # it was counted before
         return same
 
-    def _insert(self, entry: _Entry) -> None:
+    def _insert(self, entry: Entry) -> None:
         key = entry.key
         other = self._entries.get(key)
         if other is not None:  # another thread was as far
             self._remove(other)
         self._entries[key] = entry
-        self._families.setdefault((key.dataset, key.array), _Family()).add(entry)
+        self._families.setdefault((key.dataset, key.array), Family()).add(entry)
         self._tell(key, here=True)
 
-    def _make_room(self, nbytes: int, worth: float) -> list[_Entry] | None:
+    def _make_room(self, nbytes: int, worth: float) -> list[Entry] | None:
         """What is taken out for a block that is worth so much a byte; None when what is here is worth more."""
         if nbytes > self._budget:
             return None
         if self._free.get(nbytes):
             return []
-        out = list[_Entry]()
+        out = list[Entry]()
         freed = self._budget - self._nbytes
         while freed < nbytes:
             if self._free:
@@ -333,7 +236,7 @@ class Tier:
             self._remember(entry.key, entry.uses, entry.last)
         return out
 
-    def _put_back(self, entry: _Entry) -> None:
+    def _put_back(self, entry: Entry) -> None:
         entry.gone = False
         self._entries[entry.key] = entry
         self._families[entry.key.dataset, entry.key.array].add(entry, first=True)
@@ -349,16 +252,16 @@ class Tier:
 
     # -- what is worth how much -------------------------------------------------------------------------------------------------
 
-    def _worth(self, family: _Family, uses: int, last: int) -> float:
+    def _worth(self, family: Family, uses: int, last: int) -> float:
         """Seconds a byte that it saves if it goes on to be used as it was."""
         if self._asked - family.last > _LEFT_AFTER * self._budget:
             return -1.0
         return float(family.rate * uses * 0.5 ** ((self._asked - last) // max(1, int(_HALVED_AFTER * self._budget))))
 
-    def _worth_of(self, entry: _Entry) -> float:
+    def _worth_of(self, entry: Entry) -> float:
         return self._worth(self._families[entry.key.dataset, entry.key.array], entry.uses, entry.last)
 
-    def _cheapest(self) -> _Entry | None:
+    def _cheapest(self) -> Entry | None:
         """The entry that is worth least, of those that nobody reads; among equals the one that was used longest ago."""
         oldest = (entry for family in self._families.values() for entry in family.oldest())
         return min(oldest, key=lambda entry: (self._worth_of(entry), entry.last), default=None)
@@ -408,7 +311,7 @@ class Tier:
             self._remove(victim, recycle=False)
             self._nbytes -= victim.nbytes
 
-    def _remove(self, entry: _Entry, *, recycle: bool = True) -> None:
+    def _remove(self, entry: Entry, *, recycle: bool = True) -> None:
         """Nobody finds it from now on; its memory is free as soon as nobody reads it."""
         del self._entries[entry.key]
         self._families[entry.key.dataset, entry.key.array].remove(entry)
@@ -417,7 +320,7 @@ class Tier:
         if recycle and not entry.readers:
             self._recycle(entry)
 
-    def _recycle(self, entry: _Entry) -> None:
+    def _recycle(self, entry: Entry) -> None:
         if self._nbytes > self._budget:
             self._nbytes -= entry.nbytes
         else:

@@ -21,7 +21,8 @@ if why_no_cuda("cupy"):
     pytest.skip(why_no_cuda("cupy"), allow_module_level=True)
 
 from gpuflow.backends.cuda import TOLERANCE_ULP, DeviceMemory, Queue, cupy, pinned, release_memory
-from gpuflow.storage.tiers import Key, Tier, Version
+from gpuflow.storage.tier_entries import Key, Version
+from gpuflow.storage.tiers import Tier
 
 pytestmark = pytest.mark.gpu
 
@@ -86,7 +87,7 @@ def test_a_full_device_says_so_and_goes_on() -> None:
 
 
 def test_a_tier_of_the_device_above_one_of_the_host() -> None:
-    from gpuflow.storage.tiers import HostMemory
+    from gpuflow.storage.tier_memory import HostMemory
 
     below = Tier(HostMemory(), 2**20)
     tier = Tier(DeviceMemory(), 2**16, below)

@@ -11,7 +11,7 @@ import pytest
 from gpuflow.cluster import ram
 from gpuflow.cluster.messages import unpacked_column
 from gpuflow.cluster.ram import RamTier
-from gpuflow.storage.tiers import Key, Version
+from gpuflow.storage.tier_entries import Key, Version
 
 PAGE = 4096
 

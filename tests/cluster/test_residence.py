@@ -131,7 +131,7 @@ def test_what_is_taken_back_is_forgotten() -> None:
     sent(router, views(0, 0))
     for key in range(3):
         router.discard(key)
-    assert (router.waiting, router._flying, router._queues, dict(router._at), router._worker_of) == (0, {}, {}, {}, {})
+    assert (router.waiting, router._flying, router._queues, dict(router._at)) == (0, {}, {}, {})
 
 
 def who(part: ChunkGroup) -> str:

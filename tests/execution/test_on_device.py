@@ -63,13 +63,13 @@ def test_the_same_as_on_the_cpu(cluster: Connection, root: Path, values: Any, so
     steps = [{"standardize": {"mean": 280.0, "std": 10.0}}, {"clip": [-1, 1]}, {"cast": "float16"}]
     run(cluster, source, steps, f"{source}-scaled")
     expected = np.clip((values - np.float32(280)) / np.float32(10), -1, 1).astype(np.float16)
-    np.testing.assert_array_equal(read_embedded(root, f"{source}-scaled"), expected)
+    np.testing.assert_array_equal(read_embedded(root, f"{source}-scaled", "data"), expected)
 
 
 def test_in_place(cluster: Connection, root: Path, values: Any) -> None:
     run(cluster, "shards", [{"map": "x + 0"}], "changed")
     run(cluster, "changed", [{"map": "x - 280"}], {"in_place": True})
-    np.testing.assert_array_equal(read_embedded(root, "changed"), values - np.float32(280))
+    np.testing.assert_array_equal(read_embedded(root, "changed", "data"), values - np.float32(280))
 
 
 def test_the_second_pass_comes_from_the_device(cluster: Connection, values: Any) -> None:
@@ -85,7 +85,7 @@ def test_the_second_pass_comes_from_the_device(cluster: Connection, values: Any)
 
 def test_a_function_gets_cupy_arrays(cluster: Connection, root: Path, values: Any) -> None:
     run(cluster, "shards", [{"apply": {"function": f"{__name__}:doubled", "device": "cuda", "returns": "float32"}}], "doubled")
-    np.testing.assert_array_equal(read_embedded(root, "doubled"), values * 2)
+    np.testing.assert_array_equal(read_embedded(root, "doubled", "data"), values * 2)
 
 
 def doubled(xp: Any, block: Any) -> Any:

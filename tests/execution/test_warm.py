@@ -185,6 +185,23 @@ def test_parts_of_chunks_are_taken_too(two_workers: Connection, root: Path, tmp_
     np.testing.assert_array_equal(read_embedded(root, f"{name}-cropped", "x"), values[2:20, 5:120])
 
 
+def test_a_plan_says_what_is_kept(two_workers: Connection, tmp_path: Path, values: Any) -> None:
+    name = make(two_workers, tmp_path, "planned", values)
+
+    def memory(cache: Any, steps: Any) -> dict[str, int]:
+        spec = from_dict({"source": name, "steps": steps, "output": "planned-out", "run": {"cache": cache}})
+        found = gpuflow.plan(spec, connection=two_workers).details["memory"]
+        return dict(found)
+
+    clip, standardize = [{"clip": [0, 1]}], [{"standardize": {}}]
+    without = memory("off", clip)
+    assert "cache_nbytes" not in without
+    assert memory("auto", clip) == without
+    kept = memory("64MiB", clip)
+    assert (kept["cache_nbytes"], kept["need_nbytes"]) == (2**26, without["need_nbytes"] + 2**26)
+    assert memory("auto", standardize)["cache_nbytes"] == values.nbytes
+
+
 def test_more_than_a_worker_has_is_refused(two_workers: Connection, tmp_path: Path, values: Any) -> None:
     name = make(two_workers, tmp_path, "refused", values)
     with pytest.raises(ConfigError, match=r"run.cache: .* of decoded chunks do not fit: the plan leaves"):

@@ -11,7 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gpuflow.storage.tiers import Held, HostMemory, Key, Tier, Version
+from gpuflow.storage.tier_entries import Key, Version
+from gpuflow.storage.tier_memory import HostMemory
+from gpuflow.storage.tiers import Held, Tier
 
 PAGE = 4096
 
@@ -182,6 +184,17 @@ def test_what_is_evicted_goes_to_the_tier_below_and_comes_up_again() -> None:
     tier.resize(2 * PAGE)
     tier.forget("d")
     assert (len(tier), len(below)) == (0, 0)
+
+
+def test_without_memory_a_block_is_not_kept(caplog: pytest.LogCaptureFixture) -> None:
+    class Full(HostMemory):
+        def allocate(self, nbytes: int) -> Any:
+            raise OSError("no memory")
+
+    tier = Tier(Full(), 10 * PAGE)
+    assert hits(tier, [0, 0]) == 0
+    assert tier.nbytes == 0
+    assert "cannot have 4096 more (no memory)" in caplog.text
 
 
 def test_changes_are_told_once() -> None:
