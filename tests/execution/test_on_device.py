@@ -93,20 +93,16 @@ def doubled(xp: Any, block: Any) -> Any:
     return block * 2
 
 
-def test_a_function_that_raises_harms_no_other_chunk(cluster: Connection, root: Path, values: Any) -> None:
-    asked = {
-        "source": "shards",
-        "steps": [{"apply": {"function": f"{__name__}:fussy", "device": "cuda", "returns": "float32"}}],
-        "output": "fussy",
-        "run": {"device": "cuda"},
-    }
+def test_a_function_that_raises_harms_no_other_chunk(cluster: Connection, values: Any) -> None:
+    step = {"function": f"{__name__}:fussy", "device": "cuda", "returns": "float32", "limit": float(values.max()) - 0.05}
+    asked = {"source": "shards", "steps": [{"apply": step}], "output": "fussy", "run": {"device": "cuda"}}
     receipt = run_pipeline(cluster, from_dict(asked))
     assert receipt.status == "failed"
     assert 0 < len(receipt.outcome.tally.failures) < receipt.total
     assert "ValueError: too warm" in receipt.outcome.tally.failures[0].error
 
 
-def fussy(xp: Any, block: Any) -> Any:
-    if float(block.max()) > 320:
+def fussy(xp: Any, block: Any, limit: float) -> Any:
+    if bool((block > limit).any()):
         raise ValueError("too warm")
-    return block
+    return block * 1
