@@ -58,7 +58,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 def _run(path: Path, source: str, cached: bool) -> ModuleType:
     """Executes the text that was asked for, not what the file may hold; numba looks at the file's name and age only."""
-    from numba import njit
+    from gpuflow.backends.lean_numba import njit
 
     name = f"gpuflow_{path.stem}"
     module = ModuleType(name)

@@ -14,10 +14,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core import config
 from numba.extending import overload
 from numpy.typing import NDArray
+
+from gpuflow.backends.lean_numba import njit
 
 logger = logging.getLogger(__name__)
 
