@@ -183,7 +183,7 @@ class Compiled(BlockKernel):
 
     def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...]) -> None:
         """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
-        self.program = lower(trees, dtypes)
+        self.program = cuda_source.guard(lower(trees, dtypes))
         self.dtypes = dtypes[0], dtypes[-1]
         self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
         self._layout = lru_cache(maxsize=16)(self._plan)

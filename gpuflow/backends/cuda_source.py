@@ -54,6 +54,18 @@ extern "C" __global__ void $entry(INDEX size, INDEX span, INDEX period, int toge
 """)
 
 
+def guard(program: Program) -> Program:
+    """With a check that exponents of integers are not negative: NumPy raises an error for one that is."""
+    code, checks = list(program.instructions), list(program.checks)
+    for one in program.instructions:
+        if one.kind == "call" and one.name == "power" and one.dtype.kind == "i":
+            zero = len(code)
+            code.append(Instruction("constant", one.dtype, value=one.dtype.type(0)))
+            code.append(Instruction("call", np.dtype(bool), "greater_equal", (one.arguments[1], zero)))
+            checks.append(zero + 1)
+    return Program(code, program.parameters, program.result, checks)
+
+
 def header() -> str:
     """The text of `HEADER`."""
     return (files("gpuflow.backends") / HEADER).read_text()
@@ -121,9 +133,6 @@ def _value(program: Program, one: Instruction) -> str:
         return f"load_half({name})" if one.dtype == np.float16 else name
     names = [f"v{index}" for index in one.arguments]
     if one.name == "power" and one.dtype.kind in "iu":
-        exponent = program.instructions[one.arguments[1]]
-        if one.dtype.kind == "i" and (exponent.kind != "constant" or exponent.value < 0):
-            raise NotExpressible("a power of integers that may be negative is left to NumPy")  # it raises an error
         return f"({_held(one.dtype)})power_whole((u8){names[0]}, (u8){names[1]})"
     text = _call(one, program.instructions[one.arguments[0]].dtype, names)
     if one.dtype == np.float16 and not text.startswith("round_half"):

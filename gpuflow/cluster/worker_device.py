@@ -16,6 +16,18 @@ from gpuflow.errors import DeviceUnavailable
 logger = logging.getLogger(__name__)
 
 CPU = "cpu"
+_USED_SHARE, _KEPT_SHARE = 0.9, 0.5
+"""Of a device's memory, what is used of it, the rest being for CUDA and its libraries; and of that, what decoded chunks are kept in."""
+
+
+def used_nbytes(device_nbytes: int) -> int:
+    """Of a device's memory, what chunks may take: those under way, and those that are kept."""
+    return int(device_nbytes * _USED_SHARE)
+
+
+def kept_nbytes(device_nbytes: int) -> int:
+    """Of that, for those that are kept."""
+    return int(used_nbytes(device_nbytes) * _KEPT_SHARE)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from gpuflow.cluster.place import place_of
 from gpuflow.cluster.ram import RamTier
 from gpuflow.cluster.serving import Serving
 from gpuflow.cluster.shell import Shells
-from gpuflow.cluster.worker_device import CPU, WorkerDevice
+from gpuflow.cluster.worker_device import CPU, WorkerDevice, kept_nbytes, used_nbytes
 from gpuflow.settings import exec_is_allowed, shell_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
@@ -34,8 +34,6 @@ from gpuflow.storage.tail import LOOK_SECONDS, Tail
 T = TypeVar("T")
 
 _LOCATE_SECONDS = 30.0  # for the scheduler's answer
-_DEVICE_SHARE, _VRAM_SHARE = 0.9, 0.5
-"""Of a device's memory, what is used of it, the rest being for CUDA and its libraries; and of that, what decoded chunks are kept in."""
 
 
 class NodeRuntime:
@@ -58,9 +56,8 @@ class NodeRuntime:
     def _use_cuda(self, device: WorkerDevice) -> None:
         from gpuflow.backends import cuda
 
-        usable = int(device.nbytes * _DEVICE_SHARE)
-        cuda.limit_memory(usable)
-        ram = RamTier(self.worker, cuda.DeviceMemory(), int(usable * _VRAM_SHARE))
+        cuda.limit_memory(used_nbytes(device.nbytes))
+        ram = RamTier(self.worker, cuda.DeviceMemory(), kept_nbytes(device.nbytes))
 
         def give_back() -> None:
             if ram.vram is not None:

@@ -66,7 +66,9 @@ def plan_details(
     if memory is not None:
         worker = memory.worker
         kept = {"cache_nbytes": memory.cache_nbytes} if memory.cache_nbytes else {}
-        details["memory"] = {"need_nbytes": memory.need_nbytes, "have_nbytes": worker.nbytes, "threads": worker.threads, **kept}
+        there = {"device_nbytes": memory.device_nbytes} if memory.device_nbytes else {}
+        own = {"need_nbytes": memory.need_nbytes, "have_nbytes": worker.nbytes, "threads": worker.threads}
+        details["memory"] = {**own, **kept, **there}
     if time is not None:
         details["time"] = time.to_dict()
     return details
@@ -131,7 +133,8 @@ def _whole(details: Mapping[str, Any]) -> list[Text]:
     if memory := details.get("memory"):
         need, have = format_nbytes(memory["need_nbytes"]), format_nbytes(memory["have_nbytes"])
         kept = f", {format_nbytes(memory['cache_nbytes'])} of that for decoded chunks" if "cache_nbytes" in memory else ""
-        lines.append(Text(f"memory: {need} per worker of {have}{kept}"))
+        there = f"; {format_nbytes(memory['device_nbytes'])} of its device" if "device_nbytes" in memory else ""
+        lines.append(Text(f"memory: {need} per worker of {have}{kept}{there}"))
     if time := details.get("time"):
         lines.append(Text(f"time: {time_text(time)}"))
     return lines

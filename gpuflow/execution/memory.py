@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from distributed.system import MEMORY_LIMIT
 
 from gpuflow.cluster.connection import Connection
 from gpuflow.cluster.launch import share_out
+from gpuflow.cluster.worker_device import kept_nbytes, used_nbytes
 from gpuflow.datasets.catalog import ChunkTable, Nodes
 from gpuflow.datasets.sizes import stored_sizes
 from gpuflow.datasets.survey import Survey
@@ -24,6 +26,8 @@ _PAUSE = 0.8  # Dask's default for distributed.worker.memory.pause
 def check_memory(nodes: Nodes, found: Survey, plan: Plan, workers: int | None = None) -> Prediction | None:
     """What the tightest worker would need. PlanTooLarge when it has not that much. workers: as for `rooms`."""
     there, needs = rooms(nodes, workers, plan.spec.run.memory), []
+    if plan.spec.run.device == "cpu":
+        there = [replace(room, device_nbytes=0) for room in there]
     for array in plan.arrays:
         tables = [found.table(plan.source.name, path, array.sources[path].grid.size) for path in array.flow.paths]
         sizes = [stored_sizes(table) for table in tables]
@@ -44,7 +48,9 @@ def rooms(nodes: Nodes, workers: int | None = None, most: int | None = None) -> 
     there = _rooms(nodes, workers)
     if most is None:
         return there
-    return [room if room.nbytes <= most else WorkerRoom(f"{room.name}, within run.memory,", room.threads, most) for room in there]
+    return [
+        room if room.nbytes <= most else replace(room, name=f"{room.name}, within run.memory,", nbytes=most) for room in there
+    ]
 
 
 def _rooms(nodes: Nodes, workers: int | None) -> list[WorkerRoom]:
@@ -60,6 +66,7 @@ def _rooms(nodes: Nodes, workers: int | None) -> list[WorkerRoom]:
             f"worker {address} of node {worker['node']}",
             worker["threads"],
             worker["usable_nbytes"] or worker["machine_nbytes"] // machines[urlsplit(address).hostname],
+            used_nbytes(worker["device_nbytes"]) - kept_nbytes(worker["device_nbytes"]),
         )
         for address, worker in sorted(known.items())
     ]

@@ -32,17 +32,20 @@ _BOUND = 1.01
 
 @dataclass(frozen=True, slots=True)
 class WorkerRoom:
-    """A worker: nbytes that it may use, before Dask pauses it."""
+    """A worker: nbytes that it may use, before Dask pauses it; device_nbytes: of its CUDA device's memory, for chunks under way; 0 where it
+    has none."""
 
     name: str
     threads: int
     nbytes: int
+    device_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
     """What an array takes. chunks: their number; slot_nbytes: of the buffers that the largest passes through; moved_nbytes: of the
-    largest, encoded, as peers ask for it; served_nbytes: of buffers in which parts of it are decoded for peers."""
+    largest, encoded, as peers ask for it; served_nbytes: of buffers in which parts of it are decoded for peers. device_nbytes: of a
+    device's memory, for one chunk that is computed there."""
 
     array: str
     source: ArrayMetadata
@@ -50,17 +53,19 @@ class Need:
     slot_nbytes: int
     moved_nbytes: int
     served_nbytes: int = 0
+    device_nbytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """Peak bytes of the worker that is nearest to its limit, and the array that takes them. cache_nbytes: of these, for decoded chunks that
-    are kept."""
+    are kept. device_nbytes: of the memory of a worker's device, with as many chunks there as it has threads, or room for."""
 
     need: Need
     worker: WorkerRoom
     need_nbytes: int
     cache_nbytes: int = 0
+    device_nbytes: int = 0
 
     @property
     def fits(self) -> bool:
@@ -88,8 +93,13 @@ def need_to_map(array: ArrayPlan, stored: StoredSizes) -> Need:
     """Reading, computing, and encoding for the target; a chunk that is carried over is only read as it is."""
     if array.carried:
         return Need(array.path, array.source, stored.chunks, stored.largest_nbytes, stored.largest_nbytes)
-    slot = need_to_read(array.path, array.source, stored).slot_nbytes + _computed_nbytes(array)
-    return Need(array.path, array.source, stored.chunks, slot + _encoded_nbytes(array), stored.largest_nbytes)
+    computed = _computed_nbytes(array)
+    slot = need_to_read(array.path, array.source, stored).slot_nbytes + computed
+    # As it is stored; its frames decoded, and brought in order; what comes of it.
+    there = stored.largest_nbytes + 2 * array.source.chunk_nbytes + computed if array.steps else 0
+    return Need(
+        array.path, array.source, stored.chunks, slot + _encoded_nbytes(array), stored.largest_nbytes, device_nbytes=there
+    )
 
 
 def _encoded_nbytes(array: ArrayPlan) -> int:
@@ -215,7 +225,16 @@ def predict(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction 
     """The worker with the least room to spare. None without arrays or workers."""
     several = len(workers) > 1
     predictions = [Prediction(need, worker, _nbytes(need, worker.threads, several)) for need in needs for worker in workers]
-    return max(predictions, key=lambda one: one.need_nbytes - one.worker.nbytes, default=None)
+    tightest = max(predictions, key=lambda one: one.need_nbytes - one.worker.nbytes, default=None)
+    there = max((_device_nbytes(need, worker) for need in needs for worker in workers), default=0)
+    return None if tightest is None else replace(tightest, device_nbytes=there)
+
+
+def _device_nbytes(need: Need, worker: WorkerRoom) -> int:
+    """Of a worker's device: fewer chunks are there at once when it is full."""
+    if not need.device_nbytes:
+        return 0
+    return min(worker.threads, need.chunks, worker.device_nbytes // need.device_nbytes) * need.device_nbytes
 
 
 def _nbytes(need: Need, threads: int, several: bool) -> int:
@@ -228,6 +247,12 @@ def _nbytes(need: Need, threads: int, several: bool) -> int:
 
 def check(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction | None:
     """`predict`; PlanTooLarge when it does not fit, with what would."""
+    for one in needs:
+        for room in (room for room in workers if 0 < room.device_nbytes < one.device_nbytes):
+            chunks, chunk_nbytes = one.source.grid.chunks, one.source.chunk_nbytes or one.moved_nbytes
+            fitting = _fitting(chunks, room.device_nbytes / one.device_nbytes)
+            device = f"the device of {room.name}"
+            raise PlanTooLarge(one.array, chunks, chunk_nbytes, device, 1, one.device_nbytes, room.device_nbytes, 0, fitting)
     tightest = predict(needs, workers)
     if tightest is None or tightest.fits:
         return tightest

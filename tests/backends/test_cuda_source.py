@@ -36,7 +36,7 @@ def program_of(steps: tuple[Step, ...], block: Block) -> tuple[Program, np.dtype
     for step in steps:
         specs.append(step.check(specs[-1]))
     trees = [step.express(spec) for step, spec in zip(steps, specs, strict=False)]
-    return lower(tuple(trees), tuple(spec.dtype for spec in specs)), specs[-1].dtype
+    return cuda_source.guard(lower(tuple(trees), tuple(spec.dtype for spec in specs))), specs[-1].dtype
 
 
 def run(function: Any, program: Program, block: Block, out_dtype: np.dtype[Any]) -> tuple[Block, bool]:
@@ -117,9 +117,15 @@ def test_channels_anywhere(tmp_path: Path) -> None:
         assert_same(run(function, program, block, dtype)[0], one_by_one(steps, block, whole(block)))
 
 
-def test_what_raises_in_numpy_is_not_expressed() -> None:
-    with pytest.raises(NotExpressible, match="may be negative"):
-        cuda_source.element(program_of((Map(expression="x ** (x - 3)"),), np.zeros(3, np.int32))[0])
+def test_what_raises_in_numpy_fails_a_check(tmp_path: Path) -> None:
+    block = np.array([1, 2, 3], np.int32)
+    cases = [program_of((Map(expression=text),), block) for text in ("x ** (x - 1)", "x ** (x - 2)")]
+    fine, negative = build([(program, False) for program, _ in cases], tmp_path)
+    (program, dtype), (other, _) = cases
+    actual, fits = run(fine, program, block, dtype)
+    assert fits
+    np.testing.assert_array_equal(actual, [1, 2, 9])
+    assert not run(negative, other, block, dtype)[1]
 
 
 def test_no_word_of_a_pipeline_reaches_the_text() -> None:

@@ -101,3 +101,20 @@ def test_too_large_for_anything() -> None:
 def test_exactly_enough(spare: int) -> None:
     room = WorkerRoom("w", 1, PROCESS_NBYTES + 2 * MIB + spare)
     assert check([NEED], [room]) is not None
+
+
+def test_a_device_has_the_chunk_stored_decoded_twice_and_computed() -> None:
+    assert NEED.device_nbytes == 4 * MIB
+    assert need_to_map(array_plan(Pipeline("d").to("e", chunks="whole"), compressor="zstd"), FULL).device_nbytes == 0, "carried"
+    for threads, room, used in [(3, 100, 12), (8, 100, 16), (3, 9, 8), (3, 0, 0)]:  # of four chunks, and what there is room for
+        found = check([NEED], [WorkerRoom("w", threads, 10**9, room * MIB)])
+        assert found is not None
+        assert found.device_nbytes == used * MIB
+
+
+def test_a_chunk_larger_than_a_device() -> None:
+    error = refused(WorkerRoom("worker w", 8, 10**9, 3 * MIB))
+    assert str(error) == (
+        "array 't': a chunk of 1 x 512 x 512 is 1.0 MiB; the device of worker w with 1 thread needs 4.0 MiB and may use 3.0 MiB; "
+        "chunks of 1 x 256 x 512 would fit"
+    )
