@@ -58,7 +58,7 @@ def _rooms(nodes: Nodes, workers: int | None) -> list[WorkerRoom]:
         count = max(1, len(nodes.each_node(_node_id)))
         workers, threads = share_out(count, workers)
         nbytes = int(MEMORY_LIMIT * min(1, threads / len(os.sched_getaffinity(0))) * _PAUSE)
-        return [WorkerRoom("a worker", threads, nbytes)] * (count * workers)
+        return [WorkerRoom("a worker", threads, nbytes, node=str(number)) for number in range(count) for _ in range(workers)]
     known = nodes.info()["workers"]
     machines = Counter(urlsplit(address).hostname for address in known)
     return [
@@ -67,6 +67,7 @@ def _rooms(nodes: Nodes, workers: int | None) -> list[WorkerRoom]:
             worker["threads"],
             worker["usable_nbytes"] or worker["machine_nbytes"] // machines[urlsplit(address).hostname],
             used_nbytes(worker["device_nbytes"]) - kept_nbytes(worker["device_nbytes"]),
+            worker["node"],
         )
         for address, worker in sorted(known.items())
     ]

@@ -17,8 +17,8 @@ from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.metadata import ArrayMetadata
 
-PROCESS_NBYTES = 320 * 2**20
-"""Of a worker that has imported everything: 216 MiB measured with kernels from the cache, 252 MiB when it compiled them; and slack."""
+PROCESS_NBYTES = 264 * 2**20
+"""Of a worker that has imported everything: 197 MiB measured with kernels from the cache, 250 MiB when it compiled them; and slack."""
 _SERVED, _FETCHED = 4, 2
 _PART_NBYTES = 8 * 2**20
 """Parts that a worker holds for its peers at once, and that a thread has of theirs: one under way, one in its hands. What a part may have:
@@ -33,12 +33,13 @@ _BOUND = 1.01
 @dataclass(frozen=True, slots=True)
 class WorkerRoom:
     """A worker: nbytes that it may use, before Dask pauses it; device_nbytes: of its CUDA device's memory, for chunks under way; 0 where it
-    has none."""
+    has none. node: whose workers read each other's chunks from its disk."""
 
     name: str
     threads: int
     nbytes: int
     device_nbytes: int = 0
+    node: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ def _computed_nbytes(array: ArrayPlan) -> int:
 
 def predict(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction | None:
     """The worker with the least room to spare. None without arrays or workers."""
-    several = len(workers) > 1
+    several = _are_several(workers)
     predictions = [Prediction(need, worker, _nbytes(need, worker.threads, several)) for need in needs for worker in workers]
     tightest = max(predictions, key=lambda one: one.need_nbytes - one.worker.nbytes, default=None)
     there = max((_device_nbytes(need, worker) for need in needs for worker in workers), default=0)
@@ -235,6 +236,11 @@ def _device_nbytes(need: Need, worker: WorkerRoom) -> int:
     if not need.device_nbytes:
         return 0
     return min(worker.threads, need.chunks, worker.device_nbytes // need.device_nbytes) * need.device_nbytes
+
+
+def _are_several(workers: Sequence[WorkerRoom]) -> bool:
+    """Whether there are several nodes, which have chunks that others ask for."""
+    return len({worker.node for worker in workers}) > 1
 
 
 def _nbytes(need: Need, threads: int, several: bool) -> int:
@@ -257,7 +263,7 @@ def check(needs: Sequence[Need], workers: Sequence[WorkerRoom]) -> Prediction | 
     if tightest is None or tightest.fits:
         return tightest
     worker, need = tightest.worker, tightest.need
-    chunks, several = need.source.grid.chunks, len(workers) > 1
+    chunks, several = need.source.grid.chunks, _are_several(workers)
     threads = next((n for n in range(worker.threads - 1, 0, -1) if _nbytes(need, n, several) <= worker.nbytes), 0)
     # Smaller chunks are more chunks: enough for all threads, however few there are now.
     grown = _nbytes(replace(need, chunks=worker.threads), worker.threads, several) - PROCESS_NBYTES

@@ -78,11 +78,11 @@ def test_the_prediction_holds(one_node: Connection, output: dict[str, str]) -> N
     assert prediction is not None
     assert run_pipeline(one_node, spec).status == "done"
     peak = max(one_node.client.run(peak_nbytes).values())
-    assert 0.6 * prediction.need_nbytes < peak <= prediction.need_nbytes
+    assert 0.75 * prediction.need_nbytes < peak <= prediction.need_nbytes
 
 
 def test_a_worker_with_too_little(one_node: Connection, limited: Callable[[int | None], None]) -> None:
-    limited(360 * MIB)
+    limited(300 * MIB)
     spec = pipeline("field", "too-large")
     for refuse in (lambda: run_pipeline(one_node, spec), lambda: compute_moments(one_node, "field", "data")):
         with pytest.raises(
@@ -93,8 +93,8 @@ def test_a_worker_with_too_little(one_node: Connection, limited: Callable[[int |
 
 
 def test_a_run_that_may_use_less(one_node: Connection) -> None:
-    spec = from_dict({"source": "field", "steps": [{"clip": [0, 1]}], "output": "too-large", "run": {"memory": "360MiB"}})
-    with pytest.raises(PlanTooLarge, match=r"worker tcp://.*, within run.memory, with .* may use 360.0 MiB; .* would fit"):
+    spec = from_dict({"source": "field", "steps": [{"clip": [0, 1]}], "output": "too-large", "run": {"memory": "300MiB"}})
+    with pytest.raises(PlanTooLarge, match=r"worker tcp://.*, within run.memory, with .* may use 300.0 MiB; .* would fit"):
         run_pipeline(one_node, spec)
     assert "too-large" not in catalog.records(one_node)
     wide = spec.model_copy(update={"run": spec.run.model_copy(update={"memory": 2**50})})

@@ -64,10 +64,13 @@ def test_threads_and_peers() -> None:
     few = predict([NEED], [WorkerRoom("w", 64, 10**9)])
     assert few is not None
     assert few.need_nbytes == PROCESS_NBYTES + 4 * 2 * MIB, "there are but four chunks"
-    two = predict([NEED], [WorkerRoom("w", 3, 10**9), WorkerRoom("v", 3, 10**8)])
+    two = predict([NEED], [WorkerRoom("w", 3, 10**9, node="a"), WorkerRoom("v", 3, 10**8, node="b")])
     assert two is not None
     assert two.worker.name == "v"
     assert two.need_nbytes > one.need_nbytes
+    same = predict([NEED], [WorkerRoom("w", 3, 10**9, node="a"), WorkerRoom("v", 3, 10**8, node="a")])
+    assert same is not None
+    assert same.need_nbytes == one.need_nbytes, "workers of one node ask each other for nothing"
     assert predict([], [WorkerRoom("w", 3, 1)]) is None
 
 
@@ -81,7 +84,7 @@ def test_too_large_says_what_would_fit() -> None:
     error = refused(WorkerRoom("worker w", 8, PROCESS_NBYTES + 5 * MIB))
     assert (error.fitting_threads, error.fitting_chunks) == (2, (1, 256, 256))
     assert str(error) == (
-        "array 't': a chunk of 1 x 512 x 512 is 1.0 MiB; worker w with 8 threads needs 328.0 MiB and may use 325.0 MiB; "
+        "array 't': a chunk of 1 x 512 x 512 is 1.0 MiB; worker w with 8 threads needs 272.0 MiB and may use 269.0 MiB; "
         "workers of at most 2 threads or chunks of 1 x 256 x 256 would fit"
     )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
