@@ -17,6 +17,7 @@ from gpuflow.pipelines.memory import Prediction
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
+from gpuflow.storage.frames import batching
 from gpuflow.units import format_nbytes, format_seconds
 
 
@@ -35,6 +36,7 @@ def plan_details(
             "waits_for_statistics": array.first_unresolved() is not None,
             "compute": _compute(array, select_backend(plan.spec.run.backend)),
             "slow_codecs": _slow_codecs(array),
+            "decoded_by": _decoded_by(array, device),
             "gathered": array.gathered,
             "stored": [list(array.source.grid.chunks), list(array.target.grid.chunks)],
             "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
@@ -80,6 +82,14 @@ def _slow_codecs(array: ArrayPlan) -> str:
     return next((codec.chain for codec in codecs if not codec.is_fast), "")
 
 
+def _decoded_by(array: ArrayPlan, device: str) -> str:
+    """Where the chunks of an array that is computed on a device are decoded; nothing to say of others."""
+    if device.startswith("cpu") or array.carried or not array.steps:
+        return ""
+    is_batched = array.flow.is_chunkwise and batching(ArrayCodec(array.source)) is not None
+    return "the device, a batch of frames for each shard" if is_batched else "the CPU"
+
+
 def _compute(array: ArrayPlan, backend: Backend) -> str:
     """How the steps will run, or why not in one pass; nothing to say before the parameters are known."""
     if not array.steps or array.first_unresolved() is not None or not array.flow.is_chunkwise:
@@ -114,6 +124,8 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
             notes.append(Text(f"{path}: stored objects of {before} become {after}; about {ship} will be shipped"))
         if array["slow_codecs"]:
             notes.append(Text(f"{path}: codec chain {array['slow_codecs']} goes through zarr-python, slow", style="yellow"))
+        if array["decoded_by"]:
+            notes.append(Text(f"{path}: on a device's worker decoded by {array['decoded_by']}"))
         if array["waits_for_statistics"]:
             notes.append(Text(f"{path}: statistics over all its chunks are computed first"))
         if array["chunks"]["lost"]:

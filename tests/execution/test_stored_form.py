@@ -129,3 +129,24 @@ def test_a_shard_whose_index_lies_is_named_and_the_others_go_on(three_nodes: Con
     assert failure["chunk"] == "lying/data/c/0/0/0"
     assert "the index of the shard puts inner chunk 1 at" in failure["error"]
     assert receipt["chunks"]["done"] == receipt["chunks"]["total"] - 1
+
+
+def test_a_plan_says_where_chunks_for_a_device_are_decoded(three_nodes: Connection, tmp_path: Path) -> None:
+    path = tmp_path / "shards"
+    zarr.create_array(path, data=VALUES, shards=(5, 256, 512), chunks=(1, 128, 128))
+    ingest_source(three_nodes, open_source(path), "for-devices")
+    decoded = {}
+    for device in ("cpu", "cuda: 2 x A100"):
+        for steps in ("map", "gathered"):
+            pipeline = Pipeline("for-devices").map("x * 2")
+            spec = pipeline.to("out", **({"chunks": [1, 256, 512]} if steps == "gathered" else {})).spec
+            found = look(three_nodes, spec)
+            plan, _ = prepare(found, spec)
+            details = plan_details(plan, plan_all_chunks(found, plan), device)
+            decoded[device.partition(":")[0], steps] = details["arrays"]["data"]["decoded_by"]
+    assert decoded == {
+        ("cpu", "map"): "",
+        ("cpu", "gathered"): "",
+        ("cuda", "map"): "the device, a batch of frames for each shard",
+        ("cuda", "gathered"): "the CPU",
+    }
