@@ -86,7 +86,7 @@ def _decoded_by(array: ArrayPlan, device: str) -> str:
     """Where the chunks of an array that is computed on a device are decoded; nothing to say of others."""
     if device.startswith("cpu") or array.carried or not array.steps:
         return ""
-    is_batched = array.flow.is_chunkwise and batching(ArrayCodec(array.source)) is not None
+    is_batched = not array.gathered and batching(ArrayCodec(array.source)) is not None
     return "the device, a batch of frames for each shard" if is_batched else "the CPU"
 
 
