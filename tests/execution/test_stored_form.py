@@ -139,7 +139,7 @@ def test_a_plan_says_where_chunks_for_a_device_are_decoded(three_nodes: Connecti
     for device in ("cpu", "cuda: 2 x A100"):
         for steps in ("map", "gathered"):
             pipeline = Pipeline("for-devices").map("x * 2")
-            spec = pipeline.to("out", **({"chunks": [1, 256, 512]} if steps == "gathered" else {})).spec
+            spec = pipeline.to("out", **({"chunks": [2, 256, 256]} if steps == "gathered" else {})).spec
             found = look(three_nodes, spec)
             plan, _ = prepare(found, spec)
             details = plan_details(plan, plan_all_chunks(found, plan), device)
