@@ -5,6 +5,7 @@ a device."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from gpuflow.backends.operations import DType, Unfit
 from gpuflow.backends.program import lower
 from gpuflow.errors import DeviceFull
 
+logger = logging.getLogger(__name__)
+
 cupy: Any = import_module("cupy")
 """An optional library, unknown to the type checker; who imports this module knows that it is there."""
 
@@ -42,6 +45,17 @@ OPTIONS = ("--std=c++17", "--fmad=false")  # NumPy rounds the product before it 
 
 NVCOMP_NAMES = {"zstd": "Zstd", "lz4": "LZ4", "gzip": "Gzip"}
 """nvCOMP's names of the codecs whose frames it decodes as they are."""
+
+
+@lru_cache(maxsize=1)
+def has_decoder() -> bool:
+    """Whether nvCOMP is there; said once where it is not."""
+    try:
+        import_module("nvidia.nvcomp")
+    except ImportError as error:
+        logger.warning("chunks are decoded by the CPU, as there is no nvCOMP (%s): pip install 'gpuflow[cuda]'", error)
+        return False
+    return True
 
 
 class Frames(Protocol):
@@ -68,7 +82,7 @@ class Frames(Protocol):
 class Queue:
     """What is put into it is done in order, beside what is in others: copies, kernels and decoding of one slot.
 
-    `with queue:` has CuPy use it. A queue belongs to one thread at a time; what comes out of `download` and `wait` is done."""
+    `with queue():` has CuPy use it. A queue belongs to one thread at a time; what comes out of `download` and `wait` is done."""
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -98,7 +112,7 @@ class Queue:
 
     def decode(self, frames: Frames, stored: Block) -> Array:
         """The shard that is `stored`, out of one copy of it and one batch by nvCOMP, waited for. ValueError when a frame does not decode to
-        what it should."""
+        what it should; RuntimeError when nvCOMP cannot go on."""
         there, out = self.upload(stored), cupy.empty(frames.count * frames.nbytes, np.uint8)
         if len(frames.places):
             self._decode_batch(frames, there, out)

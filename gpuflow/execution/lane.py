@@ -197,8 +197,10 @@ class Lane:
 
     @cached_property
     def batching(self) -> Callable[[Bytes], Frames | None] | None:
-        """What makes batches for the device of the chunks that are read."""
-        return batching(self.codec)
+        """What makes batches for the device of the chunks that are read; None where they are decoded by the CPU."""
+        from gpuflow.backends.cuda import has_decoder
+
+        return batching(self.codec) if has_decoder() else None
 
     @property
     def has_device(self) -> bool:

@@ -73,7 +73,7 @@ class Opened:
         try:
             frames = make(stored)
             return None if frames is None else queue.decode(frames, stored)
-        except ValueError as error:  # the CPU decodes it after all, or says what is wrong with it
+        except (ValueError, RuntimeError) as error:  # the CPU decodes it after all, or says what is wrong with it
             logger.warning("a chunk of %s was not decoded on the device: %s", self.replica.dataset, error)
             return None
 
