@@ -26,6 +26,7 @@ from gpuflow.cluster.worker_device import CPU, WorkerDevice, kept_nbytes, used_n
 from gpuflow.settings import exec_is_allowed, shell_is_allowed
 from gpuflow.storage import snapshots
 from gpuflow.storage.buffers import Slots
+from gpuflow.storage.calibration import Calibration, kept_or_reason
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.placing import write_chunk
@@ -52,6 +53,12 @@ class NodeRuntime:
         if device.name != CPU and "cupy" not in device.lacks:
             self._use_cuda(device)
         self._tail: Tail | None = None
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """What was measured of the node; None when nothing was, or the file is damaged."""
+        found = kept_or_reason(self.store.root)
+        return found if isinstance(found, Calibration) else None
 
     def _use_cuda(self, device: WorkerDevice) -> None:
         from gpuflow.backends import cuda

@@ -38,6 +38,9 @@ def calibration_view(found: Mapping[str, Calibration]) -> RenderableType:
         table.add_row(
             f"{codec}: ratio", *(f"{one.codecs[codec].ratio:.1f}" if codec in one.codecs else "" for one in found.values())
         )
+    for codec in dict.fromkeys(codec for one in found.values() for codec in one.device_decode_gb_s):
+        rates = [one.device_decode_gb_s.get(codec) for one in found.values()]
+        table.add_row(f"{codec}: copy to the device and decode", *("" if rate is None else _rate(rate) for rate in rates))
     note = f"codecs: {format_nbytes(8 * 2**20)} of float32 measurements with one decimal; rates of decoded bytes"
     return Group(table, Text(note, style="dim"), Text("kept with each node in calibration.json", style="dim"))
 

@@ -17,11 +17,13 @@ REMEDY = "run `gpuflow calibrate`"
 
 
 def calibrate_nodes(connection: Connection) -> dict[str, Calibration]:
-    """Measure every node, each with as many threads as its workers have, and keep the figures with it.
+    """Measure every node, each with as many threads as its workers have, by one that has a device where there is one, and keep the figures
+    with it.
 
     Nodes of one machine are measured one after the other: they share its disk. StoreError when a root has no room."""
     nodes = connection.nodes()
-    threads = {address: worker["threads"] for address, worker in connection.info()["workers"].items()}
+    workers = connection.info()["workers"]
+    threads = {address: worker["threads"] for address, worker in workers.items()}
     turns: dict[int, list[str]] = defaultdict(list)
     seen: dict[str | None, int] = defaultdict(int)
     for node, addresses in nodes.items():
@@ -30,7 +32,7 @@ def calibrate_nodes(connection: Connection) -> dict[str, Calibration]:
         seen[machine] += 1
     found: dict[str, Calibration] = {}
     for turn in turns.values():
-        chosen = {nodes[node][0]: node for node in turn}
+        chosen = {min(nodes[node], key=lambda address: workers[address]["device"] == "cpu"): node for node in turn}
         writers = {node: sum(threads[address] for address in nodes[node]) for node in turn}
         answers = connection.client.run(on_store, _calibrate, writers, workers=list(chosen))
         found |= {chosen[address]: answer for address, answer in answers.items()}

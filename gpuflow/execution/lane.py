@@ -26,7 +26,7 @@ from gpuflow.storage.buffers import Slot
 from gpuflow.storage.byte_codecs import Bytes
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import digest, read_ahead
-from gpuflow.storage.frames import Frames, batching
+from gpuflow.storage.frames import Frames, batching, compressor_of
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
@@ -200,7 +200,11 @@ class Lane:
         """What makes batches for the device of the chunks that are read; None where they are decoded by the CPU."""
         from gpuflow.backends.cuda import has_decoder
 
-        return batching(self.codec) if has_decoder() else None
+        make = batching(self.codec) if has_decoder() else None
+        known, threads = self.runtime.calibration, self.runtime.worker.state.nthreads
+        if make is None or known is None or known.decodes_sooner_on_device(compressor_of(self.codec.metadata), threads):
+            return make
+        return None
 
     @property
     def has_device(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,13 @@ class Calibration:
     """Of creating a small file and renaming it, without any fsync."""
     codecs: Mapping[str, CodecRates]
     """By the names of `storage.metadata.COMPRESSORS`; `none` is not measured, since it does nothing."""
+    device_decode_gb_s: Mapping[str, float] = field(default_factory=dict)
+    """Of shards that a CUDA device of the node decodes, copied to it, by the same names; empty without one."""
+
+    def decodes_sooner_on_device(self, compressor: str, threads: int) -> bool:
+        """Whether the device decodes what `threads` threads would decode meanwhile; True for what was not measured."""
+        there, here = self.device_decode_gb_s.get(compressor), self.codecs.get(compressor)
+        return there is None or here is None or there >= threads * here.decode_gb_s
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as the file has it."""
@@ -61,12 +68,14 @@ class Calibration:
             raise DamagedCalibration(f"it is not of format {FORMAT}")
         try:
             codecs = {
-                name: CodecRates(**{field.name: _positive(rates[field.name]) for field in fields(CodecRates)})
+                name: CodecRates(**{one.name: _positive(rates[one.name]) for one in fields(CodecRates)})
                 for name, rates in data["codecs"].items()
             }
-            plain = ("measured_at", "threads", "codecs")
-            rates = {field.name: _positive(data[field.name]) for field in fields(cls) if field.name not in plain}
-            return cls(measured_at=str(data["measured_at"]), threads=int(_positive(data["threads"])), codecs=codecs, **rates)
+            plain = ("measured_at", "threads", "codecs", "device_decode_gb_s")
+            there = {str(name): _positive(rate) for name, rate in data.get("device_decode_gb_s", {}).items()}
+            rates = {one.name: _positive(data[one.name]) for one in fields(cls) if one.name not in plain}
+            when, threads = str(data["measured_at"]), int(_positive(data["threads"]))
+            return cls(measured_at=when, threads=threads, codecs=codecs, device_decode_gb_s=there, **rates)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedCalibration(f"{type(error).__name__}: {error}") from error
 

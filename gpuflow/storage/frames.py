@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gpuflow.storage.byte_codecs import Bytes, CodecError
 from gpuflow.storage.chains import name_of
 from gpuflow.storage.codecs import ArrayCodec
+from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.shards import ABSENT, ALIGNMENT, Shard
 
 _LARGEST_NBYTES = 2**20
@@ -71,10 +72,15 @@ def batching(codec: ArrayCodec) -> Callable[[Bytes], Frames | None] | None:
         return None
     if shard.inner.nbytes % ALIGNMENT:
         return None  # decoders write to aligned memory only
-    ((_, configuration),) = [name_of(one) for one in codec.metadata.document["codecs"]]
-    name, _ = name_of(configuration["codecs"][-1])
-    name = name.removeprefix("numcodecs.")
+    name = compressor_of(codec.metadata)
     return (lambda data: frames_of(name, shard, data)) if name in _ALIGNMENT else None
+
+
+def compressor_of(metadata: ArrayMetadata) -> str:
+    """The name of what inner chunks are compressed by, as in `COMPRESSORS`. Of an array that is stored in shards."""
+    ((_, configuration),) = [name_of(one) for one in metadata.document["codecs"]]
+    name, _ = name_of(configuration["codecs"][-1])
+    return name.removeprefix("numcodecs.")
 
 
 def frames_of(codec: str, shard: Shard, data: Bytes) -> Frames | None:

@@ -22,6 +22,7 @@ from gpuflow.storage.buffers import Buffer, Slot
 from gpuflow.storage.calibration import Calibration, CodecRates, keep
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import store_errors, write_file
+from gpuflow.storage.measure_device import device_decode_rates
 from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata
 from gpuflow.storage.node import NodeStore
 from gpuflow.units import format_nbytes
@@ -65,6 +66,7 @@ def calibrate(store: NodeStore, threads: int) -> Calibration:
         fsync_seconds=fsync_seconds,
         create_seconds=create_seconds,
         codecs={name: _codec_rates(name) for name in COMPRESSORS if name != "none"},
+        device_decode_gb_s=device_decode_rates(representative_field()),
     )
     keep(store.root, measured)
     return measured

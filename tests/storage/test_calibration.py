@@ -54,3 +54,12 @@ def test_figures_that_cannot_be(value: Any) -> None:
 
 def test_what_a_later_version_adds_is_ignored() -> None:
     assert Calibration.from_dict({**calibration().to_dict(), "later": 1}) == calibration()
+
+
+def test_where_frames_are_decoded_sooner() -> None:
+    known = calibration(device_decode_gb_s={"zstd": 5.0, "gzip": 5.0})
+    assert [known.decodes_sooner_on_device("zstd", threads) for threads in (3, 4)] == [True, False]
+    assert known.decodes_sooner_on_device("gzip", 12)
+    assert known.decodes_sooner_on_device("lz4", 64), "it was not measured"
+    assert Calibration.from_dict(known.to_dict()) == known
+    assert not calibration().to_dict()["device_decode_gb_s"]
