@@ -342,7 +342,7 @@ class _Look:
     def release_local(self, depth: int) -> None:
         """Give every thread up to `depth` tasks whose chunks are there."""
         for node in sorted(self.by_node):
-            while (found := self._next_queue(node)) is not None:
+            while self._has_room(node, depth) and (found := self._next_queue(node)) is not None:
                 run, holders = found
                 worker, task = self._next(node, run, holders, depth)
                 if task is None or worker is None:
@@ -358,7 +358,7 @@ class _Look:
         the node has to do, a worker may leave what another has in memory to that one."""
         queue, workers = self.router._queues[holders], self.by_node[node]
         if run not in queue.by_warm:
-            worker = min(workers, key=self._load)
+            worker = workers[0] if len(workers) == 1 else min(workers, key=self._load)
             return (worker, queue.first(run)) if self.load[worker.address] < depth * worker.threads else (None, None)
         queues = self.router._of_node[node]
         leaves = self._left_of(run, node, queue) if len(queues) == 1 and len(queues[run]) == 1 else _none
@@ -368,6 +368,13 @@ class _Look:
             if (task := queue.next_for(run, worker.address, leaves)) is not None:
                 return worker, task
         return None, None
+
+    def _has_room(self, node: str, depth: int) -> bool:
+        """Whether one of its workers takes another task. It is asked first: to know whose turn it is costs ten times as much."""
+        for worker in self.by_node[node]:
+            if self.load[worker.address] < depth * worker.threads:
+                return True
+        return False
 
     def _load(self, worker: WorkerView) -> tuple[float, str]:
         """For the least loaded first."""

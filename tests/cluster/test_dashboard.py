@@ -183,13 +183,13 @@ def test_a_million_chunks_and_a_hundred_nodes_are_a_small_page() -> None:
             name, rows = f"m{number:03}", np.arange(number, 10**6, 100, dtype=np.uint32)
             plugin.inventory.report(name, ("big", "x"), rows, np.ones(len(rows), np.uint32))
             plugin.members.join(f"tcp://{name}", vars_of(name))
-        began = time.perf_counter()
+        began = time.thread_time()
         shown = Page(plugin)
         shown.update()
-        assert time.perf_counter() - began < 1
-        began = time.perf_counter()
+        assert time.thread_time() - began < 1
+        began = time.thread_time()
         shown.update()  # nothing has changed
-        assert time.perf_counter() - began < 0.1
+        assert time.thread_time() - began < 0.1
         assert len(shown.chunks.data["chunk"]) <= MOST_CHUNKS
         assert len(shown.nodes.data["node"]) == MOST_NODES + 1
         assert sum(shown.nodes.data["alone"]) == 10**6

@@ -19,6 +19,7 @@ from gpuflow.cluster import peers, scheduler_plugin, serving
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.cluster.serving import read_part
+from gpuflow.cluster.worker_device import WorkerDevice
 from gpuflow.cluster.worker_plugin import install
 from gpuflow.errors import ChunkCorrupt, ChunkLost
 from gpuflow.storage.manifest import Replica
@@ -71,7 +72,7 @@ async def started(root: Path, held: Mapping[str, Sequence[int]]) -> AsyncIterato
             for name, chunks in {"n0": (), **held}.items():
                 new_store(root / name, chunks).close()
                 worker = Worker(local.scheduler.address, nthreads=1, name=name, memory_limit=0)
-                install(worker, root / name)
+                install(worker, root / name, None, WorkerDevice())
                 workers[name] = await worker
             yield Workers(workers)
         finally:

@@ -30,9 +30,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_worker(root: Path) -> Iterator[Connection]:
+    """What it has decoded is in the memory of whoever gets the task: nothing is read twice."""
+    with connect(nodes=1, workers=1, root=root / "one") as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
 def two_workers(root: Path) -> Iterator[Connection]:
-    """Of one node, each with a thread and memory of its own."""
-    with connect(nodes=1, workers=2, root=root) as connection:
+    """Of one node, each with a thread and memory of its own. Which of them does a chunk is the router's choice: it may take some from a
+    worker that is late."""
+    with connect(nodes=1, workers=2, root=root / "two") as connection:
         yield connection
 
 
@@ -74,18 +82,32 @@ def tiers(receipt: dict[str, Any]) -> tuple[int, int, int]:
     return tuple(found[tier]["chunks"] for tier in ("ram", "disk", "peer"))  # type: ignore[return-value]
 
 
-def test_the_second_pass_reads_nothing(two_workers: Connection, root: Path, tmp_path: Path, values: Any) -> None:
-    """Each of its tasks goes to the worker that has the chunks."""
-    name = make(two_workers, tmp_path, "again", values)
-    assert tiers(statistics(two_workers, name, 1)) == (0, CHUNKS, 0)
-    second = statistics(two_workers, name, 2)
+def test_the_second_pass_reads_nothing(one_worker: Connection, root: Path, tmp_path: Path, values: Any) -> None:
+    name = make(one_worker, tmp_path, "again", values)
+    assert tiers(statistics(one_worker, name, 1)) == (0, CHUNKS, 0)
+    second = statistics(one_worker, name, 2)
     assert tiers(second) == (CHUNKS, 0, 0)
     assert second["bytes"]["read"] == 0
     assert second["locality"]["tiers"]["ram"]["bytes"] > 0
     assert second["statistics"]["arrays"]["x"]["mean"] == pytest.approx(values.mean(dtype="float64"))
-    third = doubled(two_workers, name)
+    third = doubled(one_worker, name)
     assert (tiers(third), third["bytes"]["read"]) == ((CHUNKS, 0, 0), 0)
-    np.testing.assert_array_equal(read_embedded(root, "again-doubled", "x"), values * 2)
+    np.testing.assert_array_equal(read_embedded(root / "one", "again-doubled", "x"), values * 2)
+
+
+def test_two_workers_take_each_chunk_once_and_begin_with_what_they_have(
+    two_workers: Connection, root: Path, tmp_path: Path, values: Any
+) -> None:
+    """How much of the rest is left to the worker that has it: see tests/cluster/test_residence.py."""
+    name = make(two_workers, tmp_path, "shared", values)
+    assert tiers(statistics(two_workers, name, 1)) == (0, CHUNKS, 0)
+    for again in (lambda: statistics(two_workers, name, 2), lambda: doubled(two_workers, name)):
+        receipt = again()
+        ram, disk, peer = tiers(receipt)
+        assert (ram + disk, peer) == (CHUNKS, 0)
+        assert ram > 0
+        assert (receipt["bytes"]["read"] > 0) == (disk > 0)
+    np.testing.assert_array_equal(read_embedded(root / "two", f"{name}-doubled", "x"), values * 2)
 
 
 def test_without_a_cache_everything_is_read_again(two_workers: Connection, tmp_path: Path, values: Any) -> None:
@@ -95,28 +117,28 @@ def test_without_a_cache_everything_is_read_again(two_workers: Connection, tmp_p
 
 
 def test_auto_takes_what_is_there_and_keeps_what_it_reads_again(
-    two_workers: Connection, root: Path, tmp_path: Path, values: Any
+    one_worker: Connection, root: Path, tmp_path: Path, values: Any
 ) -> None:
-    name = make(two_workers, tmp_path, "auto", values)
-    doubled(two_workers, name, "auto")
-    assert tiers(statistics(two_workers, name, 1, "auto")) == (0, CHUNKS, 0), "one pass over it keeps nothing"
+    name = make(one_worker, tmp_path, "auto", values)
+    doubled(one_worker, name, "auto")
+    assert tiers(statistics(one_worker, name, 1, "auto")) == (0, CHUNKS, 0), "one pass over it keeps nothing"
     spec = {"source": name, "steps": [{"standardize": {}}], "output": "auto-normal"}
-    receipt = run_pipeline(two_workers, from_dict(spec)).to_dict()
+    receipt = run_pipeline(one_worker, from_dict(spec)).to_dict()
     assert tiers(receipt) == (CHUNKS, CHUNKS, 0), "statistics, then the map"
-    assert tiers(statistics(two_workers, name, 2, "auto")) == (CHUNKS, 0, 0)
+    assert tiers(statistics(one_worker, name, 2, "auto")) == (CHUNKS, 0, 0)
     normal = (values - values.mean(dtype="float64")) / values.std(dtype="float64")
-    np.testing.assert_allclose(read_embedded(root, "auto-normal", "x"), normal, atol=1e-4)
+    np.testing.assert_allclose(read_embedded(root / "one", "auto-normal", "x"), normal, atol=1e-4)
 
 
-def test_another_generation_is_read(two_workers: Connection, root: Path, tmp_path: Path, values: Any) -> None:
-    name = make(two_workers, tmp_path, "changed", values)
-    assert tiers(statistics(two_workers, name, 1)) == (0, CHUNKS, 0)
-    assert tiers(doubled(two_workers, name, output={"in_place": True})) == (CHUNKS, 0, 0)
-    after = statistics(two_workers, name, 2)
+def test_another_generation_is_read(one_worker: Connection, root: Path, tmp_path: Path, values: Any) -> None:
+    name = make(one_worker, tmp_path, "changed", values)
+    assert tiers(statistics(one_worker, name, 1)) == (0, CHUNKS, 0)
+    assert tiers(doubled(one_worker, name, output={"in_place": True})) == (CHUNKS, 0, 0)
+    after = statistics(one_worker, name, 2)
     assert tiers(after) == (0, CHUNKS, 0)
     assert after["statistics"]["arrays"]["x"]["mean"] == pytest.approx(2 * values.mean(dtype="float64"))
-    np.testing.assert_array_equal(read_embedded(root, name, "x"), values * 2)
-    assert tiers(statistics(two_workers, name, 3)) == (CHUNKS, 0, 0)
+    np.testing.assert_array_equal(read_embedded(root / "one", name, "x"), values * 2)
+    assert tiers(statistics(one_worker, name, 3)) == (CHUNKS, 0, 0)
 
 
 def test_a_dataset_that_was_made_again_under_its_name_is_read(two_workers: Connection, tmp_path: Path, values: Any) -> None:
@@ -132,24 +154,24 @@ def test_a_dataset_that_was_made_again_under_its_name_is_read(two_workers: Conne
 
 
 def test_damage_on_the_disk_is_not_seen_by_who_finds_the_chunk_in_memory(
-    two_workers: Connection, root: Path, tmp_path: Path, values: Any
+    one_worker: Connection, root: Path, tmp_path: Path, values: Any
 ) -> None:
     """The values are those that were committed: they were verified when they were decoded. Who reads the file finds the damage."""
-    name = make(two_workers, tmp_path, "damaged", values)
-    statistics(two_workers, name, 1)
-    (file,) = root.glob(f"**/datasets/{name}/x/c/3/0/0")
+    name = make(one_worker, tmp_path, "damaged", values)
+    statistics(one_worker, name, 1)
+    (file,) = (root / "one").glob(f"**/datasets/{name}/x/c/3/0/0")
     data = bytearray(file.read_bytes())
     data[9] ^= 1
     file.write_bytes(data)
-    assert statistics(two_workers, name, 2)["statistics"]["arrays"]["x"]["mean"] == pytest.approx(values.mean(dtype="float64"))
+    assert statistics(one_worker, name, 2)["statistics"]["arrays"]["x"]["mean"] == pytest.approx(values.mean(dtype="float64"))
     asked = {"source": name, "statistics": {"where": "x > 3"}, "run": {"cache": "off"}}
-    (failure,) = run_statistics(two_workers, any_from_dict(asked)).to_dict()["failures"]
+    (failure,) = run_statistics(one_worker, any_from_dict(asked)).to_dict()["failures"]
     assert failure["chunk"] == f"{name}/x/c/3/0/0"
 
 
-def test_of_a_cache_for_half_of_it_half_is_taken(two_workers: Connection, tmp_path: Path, values: Any) -> None:
-    name = make(two_workers, tmp_path, "half", np.repeat(values, 16, axis=1))
-    found = [tiers(statistics(two_workers, name, where, "3MiB"))[0] for where in range(1, 6)]  # six chunks of 512 KiB a worker
+def test_of_a_cache_for_half_of_it_half_is_taken(one_worker: Connection, tmp_path: Path, values: Any) -> None:
+    name = make(one_worker, tmp_path, "half", np.repeat(values, 16, axis=1))
+    found = [tiers(statistics(one_worker, name, where, "6MiB"))[0] for where in range(1, 6)]  # twelve chunks of 512 KiB
     assert found[0] == 0
     assert all(10 <= hits <= 12 for hits in found[1:]), found
 
@@ -170,7 +192,7 @@ def test_runs_side_by_side_agree(two_workers: Connection, root: Path, tmp_path: 
         counts = [sum(tiers(each.result())) for each in (first, second, third)]
     assert counts == [CHUNKS] * 3
     for output in ("both-a", "both-b"):
-        np.testing.assert_array_equal(read_embedded(root, output, "x"), values * 2)
+        np.testing.assert_array_equal(read_embedded(root / "two", output, "x"), values * 2)
 
 
 @pytest.mark.parametrize("inner", [None, (1, 32, 64)])
@@ -182,7 +204,7 @@ def test_parts_of_chunks_are_taken_too(two_workers: Connection, root: Path, tmp_
     spec = {"source": name, "steps": steps, "output": f"{name}-cropped", "run": {"cache": "16MiB"}}
     receipt = run_pipeline(two_workers, from_dict(spec)).to_dict()
     assert tiers(receipt)[0] > 0
-    np.testing.assert_array_equal(read_embedded(root, f"{name}-cropped", "x"), values[2:20, 5:120])
+    np.testing.assert_array_equal(read_embedded(root / "two", f"{name}-cropped", "x"), values[2:20, 5:120])
 
 
 def test_a_plan_says_what_is_kept(two_workers: Connection, tmp_path: Path, values: Any) -> None:
