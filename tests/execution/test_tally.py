@@ -26,7 +26,7 @@ def test_add_takes_over_everything() -> None:
     total = Tally()
     for factor in (1, 2):
         total.add(example(factor))
-    assert len(COUNTS) == 11
+    assert len(COUNTS) == 13
     assert [getattr(total, name) for name in COUNTS] == [3 * (i + 1) for i in range(len(COUNTS))]
     assert total.seconds == dict.fromkeys(STAGES, 1.5)
     assert total.by_node == {"n0": 3, "n1": 1, "n2": 1}
