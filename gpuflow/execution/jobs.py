@@ -84,7 +84,7 @@ def compute_block(lane: Lane, job: MapJob, chunk: int, opened: Opened, target: A
     block, region = valid(grid, chunk, opened.block())
     with lane.tally.timed("compute"):
         set_place(lane, lane.codec.metadata, region, job.steps)
-        return kernel(block, region, place)
+        return lane.in_flight(lambda: kernel(block, region, place))
 
 
 def reduce_block(lane: Lane, job: StatisticsJob, chunk: int, opened: Opened) -> Reduction:
@@ -308,7 +308,7 @@ class GatherJob:
         region = grid.region(chunk)
         set_place(lane, target.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
-            block = evaluate(boxes, region, lambda shape, _: target.place(shape, lane.slot))
+            block = lane.in_flight(lambda: evaluate(boxes, region, lambda shape, _: target.place(shape, lane.slot)))
         with lane.tally.timed("encode"):
             data = target.encode(block, lane.slot)
         with lane.tally.timed("commit"):
@@ -351,7 +351,7 @@ class GatherStatisticsJob:
         region, keep = self.grid.region(chunk), self.request.keep
         set_place(lane, lane.codec.metadata, region, self.flow.applied)
         with lane.tally.timed("compute"):
-            block = evaluate(boxes, region, lane.slot.computed.array)
+            block = lane.in_flight(lambda: evaluate(boxes, region, lane.slot.computed.array))
             part = self.request.of(block, region)
             part = part.embed(tuple(self.grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
         lane.keep(chunk, part)

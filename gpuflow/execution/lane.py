@@ -227,6 +227,11 @@ class Lane:
 
         return flight.run(placed)
 
+    def in_flight(self, work: Callable[[], T]) -> T:
+        """The same for what brings blocks of the host to the device and back by itself, if there is one."""
+        flight = self.runtime.flight
+        return work() if flight is None else flight.run(work)
+
     def read(self, chunk: int, *, heal: bool = True) -> tuple[Replica, bytes | memoryview[int]]:
         """The verified bytes of one of the group's chunks, from this node if it holds the newest, else from a peer. They may lie in the
         slot's first buffer, until the next read. heal: what is damaged here is made good by what a peer has."""
