@@ -103,7 +103,8 @@ def reduce_block(lane: Lane, job: StatisticsJob, chunk: int, opened: Opened) -> 
     block = opened.block()
     with lane.tally.timed("compute"):
         set_place(lane, lane.codec.metadata, grid.region(chunk), job.steps)
-        return reduced(block, lane.slot.computed.array(grid.extent(chunk), kernel.out_dtype) if kernel is not None else None)
+        place = lane.slot.computed.array(grid.extent(chunk), kernel.out_dtype) if kernel is not None else None
+        return lane.in_flight(lambda: reduced(block, place))
 
 
 def resolved(job: HasDevice) -> tuple[Backend, str]:
