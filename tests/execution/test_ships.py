@@ -37,9 +37,9 @@ def source(three_nodes: Connection, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.mark.parametrize("case", CASES)
 def test_as_planned(three_nodes: Connection, source: str, case: str) -> None:
-    """Unless a worker had nothing to do and took chunks of another, which no plan knows: of three runs one has none of that."""
+    """Unless a worker had nothing to do and took chunks of another, which no plan knows: of six runs one has none of that."""
     steps, output = CASES[case]
-    for attempt in range(3):
+    for attempt in range(6):
         varied = [{"map": f"x + {attempt}"}, *steps]  # so that no statistics are kept
         to = {"dataset": f"ships-{list(CASES).index(case)}-{attempt}", "compressor": "none", **output}
         spec = from_dict({"source": source, "steps": varied, "output": to})
@@ -53,5 +53,5 @@ def test_as_planned(three_nodes: Connection, source: str, case: str) -> None:
             break
     assert own > 0
     assert (before > 0) == ("halo" in case and "statistics" in case), "where each chunk is read as it lies nothing travels"
-    assert receipt.outcome.tally.shipped == pytest.approx(before + own, rel=0.05)
+    assert receipt.outcome.tally.shipped == pytest.approx(before + own, rel=0.05), receipt.outcome.reasons
     assert ("will be shipped before, to compute them" in repr(planned)) == (before > 0)
