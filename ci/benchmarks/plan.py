@@ -18,6 +18,7 @@ from math import isqrt
 from pathlib import Path
 
 import numpy as np
+import zarr
 
 import gpuflow
 from ci.benchmarks.engine import STEPS, make_source
@@ -34,6 +35,7 @@ from gpuflow.storage.record import DatasetRecord
 
 NODES, _SIDE = 2, 4
 _AT_ONCE = 2**16  # rows a transaction
+_SMALL_VALUES = 2**14
 _JOBS = {
     "map": "steps: [clip: [0, 1]]\noutput: out\n",
     "halo": "steps: [median: {size: {y: 3, x: 3}}]\noutput: out\n",
@@ -48,6 +50,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunks", type=int, default=10**6, help="about so many (default 1000000)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--timed", type=int, default=32, help="chunks of 8 MiB of the runs that are timed (default 32: 256 MiB)")
+    parser.add_argument("--small", type=int, default=4096, help="chunks of 64 KiB of such runs (default 4096)")
     parser.add_argument("--folder", type=Path, default=None, help="where the manifests are made (default: a temporary folder)")
 
 
@@ -71,16 +74,30 @@ def measure(arguments: argparse.Namespace) -> Report:
     with folder(arguments.folder) as base, gpuflow.connect(nodes=NODES, root=base / "root") as connection:
         for codec in _CODECS:
             gpuflow.ingest(make_source(base, codec, arguments.timed), codec, connection=connection)
+        gpuflow.ingest(_small(base, arguments.small), "small", connection=connection)
         gpuflow.calibrate(connection=connection)
-        for codec in _CODECS:
-            _expected(report, connection, codec, arguments.rounds)
+        for codec, compressor in _CODECS.items():
+            _expected(report, connection, f"normalise {codec}", codec, compressor, "durable", arguments.rounds)
+        for durability in ("atomic", "durable"):
+            _expected(report, connection, f"64 KiB chunks, {durability}", "small", "none", durability, arguments.rounds)
     return report
 
 
-def _expected(report: Report, connection: Connection, codec: str, rounds: int) -> None:
+def _small(base: Path, count: int) -> Path:
+    """So many chunks of 64 KiB of float32, raw."""
+    path = base / "small.zarr"
+    array = zarr.create_array(path, shape=(count * _SMALL_VALUES,), chunks=(_SMALL_VALUES,), dtype="float32", compressors=None)
+    array[...] = np.random.default_rng(0).normal(280.0, 12.0, array.shape).astype(np.float32)
+    return path
+
+
+def _expected(
+    report: Report, connection: Connection, job: str, source: str, compressor: str, durability: str, rounds: int
+) -> None:
     """Seconds that the plan of a normalisation says, and that the run takes; the first run does not count."""
-    job, output = f"normalise {codec}", {"dataset": "out", "compressor": _CODECS[codec]}
-    spec = from_dict({"source": codec, "steps": [*STEPS, {"cast": "float16"}], "output": output})
+    output = {"dataset": "out", "compressor": compressor}
+    steps, run = [*STEPS, {"cast": "float16"}], {"durability": durability}
+    spec = from_dict({"source": source, "steps": steps, "output": output, "run": run})
     planned = gpuflow.plan(spec, connection=connection).details["time"]
     report.add(job, "planned", planned["cached_seconds"])
     report.add(job, "planned, from the disk", planned["seconds"])

@@ -26,7 +26,8 @@ def plan_details(
 ) -> dict[str, Any]:
     """A plan as plain data. read_nbytes: encoded bytes of the pending chunks; by_node: their number by holder.
 
-    memory: peak bytes of the worker that has the least to spare, and what it may use. time: how long a run would take."""
+    memory: peak bytes of the worker that has the least to spare, and what it may use. time: how long a run would take.
+    ship_nbytes: of the array's own pass; statistics_ship_nbytes: of those before, together."""
     arrays = {}
     for part in chunks:
         array = part.array
@@ -49,10 +50,10 @@ def plan_details(
             "chunk_nbytes": array.source.chunk_nbytes,
             "read_nbytes": part.pending_nbytes,
             "by_node": {node: count for node, count in part.by_node().items() if count},
-            "ship_nbytes": part.ship_nbytes,
+            "ship_nbytes": (time.ship_nbytes if time is not None else {}).get(array.path, part.ship_nbytes),
         }
     target = f"{plan.source.name} in place" if plan.spec.output.in_place else plan.target
-    details = {
+    details: dict[str, Any] = {
         "source": plan.source.name,
         "output": target,
         "device": device,
@@ -73,6 +74,8 @@ def plan_details(
         details["memory"] = {**own, **kept, **there}
     if time is not None:
         details["time"] = time.to_dict()
+        if time.statistics_ship_nbytes:
+            details["statistics_ship_nbytes"] = time.statistics_ship_nbytes
     return details
 
 
@@ -140,6 +143,8 @@ def _whole(details: Mapping[str, Any]) -> list[Text]:
         names = ", ".join(left_out)
         lines.append(Text(f"not carried over, as a dimension has another length now: {names}", style="yellow"))
     lines += [Text(said) for said in details.get("refits", ())]
+    if nbytes := details.get("statistics_ship_nbytes"):
+        lines.append(Text(f"statistics: about {format_nbytes(nbytes)} will be shipped before, to compute them"))
     if choice := details.get("compressor"):
         lines.append(Text(f"compressor: {choice['name']} - {choice['why']}"))
     if memory := details.get("memory"):

@@ -29,7 +29,9 @@ from gpuflow.execution.passes import Run
 from gpuflow.execution.permission import check_permission
 from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.run import Only, announce, plan_all_chunks, prepare, receipt_of, same_pipeline, still_to_do, work_of
+from gpuflow.execution.slices import with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
+from gpuflow.execution.weighing import weighing
 from gpuflow.pipelines.flow import Apply
 from gpuflow.pipelines.memory import gather_nbytes
 from gpuflow.pipelines.plan import ChunkPlan, Plan
@@ -87,6 +89,7 @@ def decide(nodes: Nodes, spec: PipelineSpec, changed: Changed, fitted: Fitted | 
     there = catalog.live(known.records).get(spec.output.dataset or spec.source.dataset)
     if there is None or there.state != "ready":
         return None
+    known = with_coordinates(nodes, known, spec.source, weighing(known, spec))
     plan, record = prepare(known, spec)
     if record.growth:  # the source has grown: the output becomes as long at the end of a whole run
         return None

@@ -96,7 +96,8 @@ class Slowest:
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """seconds: with everything read from the disk; cached_seconds: from the page cache, None where that cannot have it all. None, both,
-    when it is `unknown` why. not_counted: what comes on top."""
+    when it is `unknown` why. not_counted: what comes on top. ship_nbytes: by gathered array of the output; statistics_ship_nbytes: of
+    the passes before the last one. They are known without calibrations."""
 
     seconds: float | None = None
     cached_seconds: float | None = None
@@ -105,6 +106,8 @@ class Estimate:
     passes: tuple[Slowest, ...] = ()
     not_counted: tuple[str, ...] = ()
     unknown: str = ""
+    ship_nbytes: Mapping[str, int] = field(default_factory=dict)
+    statistics_ship_nbytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as `gpuflow plan --json` has it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,11 +22,14 @@ from gpuflow.datasets.sizes import stored_sizes
 from gpuflow.datasets.survey import Survey
 from gpuflow.execution.counted import compressor_of
 from gpuflow.execution.estimate import Estimate, Load, Loads, Place, estimate
+from gpuflow.execution.memory import rooms
 from gpuflow.execution.partials import Partials
 from gpuflow.execution.statistics import virtual_array
 from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint
 from gpuflow.pipelines.flow import Apply, Flow
+from gpuflow.pipelines.memory import gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan, plan_chunks, steps_identity
+from gpuflow.pipelines.shipping import ship_nbytes
 from gpuflow.reductions.requests import Request, Several
 from gpuflow.steps.base import Step
 from gpuflow.steps.fuse import compile_steps
@@ -52,6 +55,18 @@ class _Share(NamedTuple):
     nbytes: float
 
 
+@dataclass(frozen=True)
+class _Shipping:
+    """How tasks are cut that gather chunks. room: bytes that one may gather."""
+
+    places: Mapping[str, Place]
+    room: int
+
+    def nbytes(self, part: ChunkPlan) -> int:
+        slots = {node: place.threads for node, place in self.places.items()}
+        return ship_nbytes(part, sharing(part.array, self.room), slots)
+
+
 def expected(
     nodes: Nodes, found: Survey, plan: Plan, chunks: Sequence[ChunkPlan], device: str = "cpu", workers: int | None = None
 ) -> Estimate:
@@ -59,15 +74,20 @@ def expected(
     places, network = _places(nodes, found, workers or plan.spec.run.workers)
     backend = select_backend(plan.spec.run.backend)
     unknown = [f"steps on {device}"] if device != "cpu" and any(part.array.steps for part in chunks) else []
-    passes = _reducing(found, plan, [one for part in chunks for one in _asked(part.array)], unknown)
+    shipping = _Shipping(places, gather_nbytes(rooms(nodes, workers, plan.spec.run.memory)))
+    passes = _reducing(found, plan, [one for part in chunks for one in _asked(part.array)], unknown, shipping)
     whole: dict[str, Load] = {}
+    ships: dict[str, int] = {}
     for part in chunks:
         if part.pending:
             unknown += [] if part.array.carried else _not_counted(part.array, part.array.flow, written=True)
-            for node, load in _to_make(found, part, backend, places).items():
+            loads = _to_make(part, backend, places, shipping)
+            if part.array.gathered:
+                ships[part.array.path] = round(sum(load.shipped_nbytes for load in loads.values()))
+            for node, load in loads.items():
                 whole[node] = whole.get(node, Load()) + load
     passes.append(("map", _copied(whole, plan, places)))
-    return _estimate(passes, plan, places, network, unknown)
+    return replace(_estimate(passes, plan, places, network, unknown), ship_nbytes=ships)
 
 
 def expected_statistics(nodes: Nodes, found: Survey, plan: Plan, asked: Sequence[Asked], workers: int | None = None) -> Estimate:
@@ -75,7 +95,8 @@ def expected_statistics(nodes: Nodes, found: Survey, plan: Plan, asked: Sequence
     places, network = _places(nodes, found, workers or plan.spec.run.workers)
     unknown: list[str] = []
     first = [one for array in plan.arrays if asked for one in _asked(array)]
-    passes = _reducing(found, plan, [*first, *asked], unknown)
+    shipping = _Shipping(places, gather_nbytes(rooms(nodes, workers, plan.spec.run.memory)))
+    passes = _reducing(found, plan, [*first, *asked], unknown, shipping)
     return _estimate([*passes, ("map", {})], plan, places, network, unknown)
 
 
@@ -86,7 +107,9 @@ def _estimate(
     if shipped and network is None:
         unknown.append(f"the network: {format_nbytes(shipped)} to ship, and no transfer was measured yet")
     durable = plan.spec.run.durability == "durable"
-    return estimate(passes, places, durable=durable, network_gb_s=network, not_counted=list(dict.fromkeys(unknown)))
+    found = estimate(passes, places, durable=durable, network_gb_s=network, not_counted=list(dict.fromkeys(unknown)))
+    before = sum(load.shipped_nbytes for _, loads in passes[:-1] for load in loads.values())
+    return replace(found, statistics_ship_nbytes=round(before))
 
 
 # -- where ------------------------------------------------------------------------------------------------------------------------------
@@ -133,25 +156,27 @@ def _asked(array: ArrayPlan) -> list[Asked]:
     return found
 
 
-def _reducing(found: Survey, plan: Plan, asked: Sequence[Asked], unknown: list[str]) -> list[tuple[str, Loads]]:
+def _reducing(
+    found: Survey, plan: Plan, asked: Sequence[Asked], unknown: list[str], shipping: _Shipping
+) -> list[tuple[str, Loads]]:
     """A pass for each, once. unknown: takes what cannot be counted."""
     passes: dict[str, tuple[str, Loads]] = {}
     for flow, request in asked:
         array = virtual_array(plan.source, flow)
         kinds = [one.kind for one in request.requests] if isinstance(request, Several) else [request.kind]
         key = fingerprint([flow.to_data(), request.kind, request.key()])
-        passes[key] = f"{', '.join(kinds)} of {flow.name}", _to_reduce(found, plan, array, request)
+        passes[key] = f"{', '.join(kinds)} of {flow.name}", _to_reduce(found, plan, array, request, shipping)
         unknown += _not_counted(array, flow) + [f"taking {kind}" for kind in kinds if kind != "moments"]
     return list(passes.values())
 
 
-def _to_reduce(found: Survey, plan: Plan, array: ArrayPlan, request: Request) -> dict[str, Load]:
+def _to_reduce(found: Survey, plan: Plan, array: ArrayPlan, request: Request, shipping: _Shipping) -> dict[str, Load]:
     """Reading and decoding all that is not yet reduced, the steps before, and the reduction."""
     flow = array.flow
     tables = {path: found.table(plan.source.name, path, array.sources[path].grid.size) for path in flow.paths}
     if not flow.is_chunkwise:
         part = plan_chunks(array, array.made_by(None), tables, merge({}, array.target.grid.size))
-        loads = _to_gather(part)
+        loads = _to_gather(part, shipping)
         nbytes = array.target.chunk_nbytes
         return {node: replace(load, files=0.0, summed_nbytes=load.chunks * nbytes) for node, load in loads.items()}
     table, grid = tables[flow.paths[0]], array.source.grid
@@ -170,11 +195,11 @@ def _to_reduce(found: Survey, plan: Plan, array: ArrayPlan, request: Request) ->
     return loads
 
 
-def _to_make(found: Survey, part: ChunkPlan, backend: Any, places: Mapping[str, Place]) -> dict[str, Load]:
+def _to_make(part: ChunkPlan, backend: Any, places: Mapping[str, Place], shipping: _Shipping) -> dict[str, Load]:
     """The pending chunks of an array of the output."""
     array = part.array
     if array.gathered:
-        return {node: load + _writing(part, load.files, places.get(node)) for node, load in _to_gather(part).items()}
+        return {node: load + _writing(part, load.files, places.get(node)) for node, load in _to_gather(part, shipping).items()}
     loads = {}
     through = (array.source.chunk_nbytes + array.target.chunk_nbytes) / 2 * _passes(array, backend)
     for node, share in _shares(part.table, np.array(part.pending, np.int64)).items():
@@ -186,7 +211,7 @@ def _to_make(found: Survey, part: ChunkPlan, backend: Any, places: Mapping[str, 
     return loads
 
 
-def _to_gather(part: ChunkPlan) -> dict[str, Load]:
+def _to_gather(part: ChunkPlan, shipping: _Shipping) -> dict[str, Load]:
     """What the pending chunks are computed from is read and decoded where it lies; they are put together and computed at home."""
     array, gathers, loads = part.array, part.gathers, dict[str, Load]()
     assert gathers is not None, array.path
@@ -198,7 +223,8 @@ def _to_gather(part: ChunkPlan) -> dict[str, Load]:
     homes = np.array([numbers[home] for home in gathers.homes], np.int64)
     counts = np.bincount(homes, minlength=len(names))
     pulled = np.bincount(homes, gathers.nbytes, len(names))
-    shipped = pulled - np.bincount(homes, gathers.local_nbytes, len(names))
+    away = pulled - np.bincount(homes, gathers.local_nbytes, len(names))
+    shipped = away * (shipping.nbytes(part) / max(1, part.ship_nbytes))
     for node, count, nbytes, ship in zip(names, counts.tolist(), pulled.tolist(), shipped.tolist(), strict=True):
         through = (nbytes + count * array.target.chunk_nbytes) / 2 * len(array.flow.applied)
         load = Load(chunks=count, files=count, shipped_nbytes=ship, copied_nbytes=nbytes + through)

@@ -21,7 +21,7 @@ from gpuflow.execution.lane import Lane
 from gpuflow.grid import Box as GridBox
 from gpuflow.grid import Grid
 from gpuflow.pipelines.flow import Flow
-from gpuflow.pipelines.pulls import Pull, inputs_digest, overlap, pulls_of
+from gpuflow.pipelines.pulls import Pull, inputs_digest, is_whole, is_within, outermost, overlap, pulls_of
 from gpuflow.steps.base import ArraySpec, Region
 from gpuflow.storage.blocks import Box, decoded, read_block
 from gpuflow.storage.buffers import ALIGNMENT
@@ -44,13 +44,7 @@ class _Part:
     @cached_property
     def boxes(self) -> list[Box]:
         """Those that are not within others."""
-        distinct = {tuple((axis.start, axis.stop) for axis in box): box for box, _ in self.wanted}
-        boxes = list(distinct.values())
-        return [one for one in boxes if not any(other is not one and _within(one, other) for other in boxes)]
-
-
-def _within(one: Box, other: Box) -> bool:
-    return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(one, other, strict=True))
+        return outermost(box for box, _ in self.wanted)
 
 
 class Gathering:
@@ -222,13 +216,13 @@ class Gathering:
             came.append((box, values[position : position + prod(shape)].reshape(shape)))
             position += prod(shape)
         for box, place in part.wanted:
-            around, block = next((each, block) for each, block in came if _within(box, each))
+            around, block = next((each, block) for each, block in came if is_within(box, each))
             place[...] = block[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, around, strict=True))]
 
 
 def _is_whole(part: _Part, extent: tuple[int, ...]) -> bool:
     """Whether all of the chunk is wanted."""
-    return any(all((axis.start, axis.stop) == (0, size) for axis, size in zip(box, extent, strict=True)) for box in part.boxes)
+    return any(is_whole(box, extent) for box in part.boxes)
 
 
 def _shape(box: Region) -> tuple[int, ...]:

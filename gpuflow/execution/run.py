@@ -39,6 +39,7 @@ from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.slices import by_index, with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Batch, Progress, Silent
 from gpuflow.execution.together import together
+from gpuflow.execution.weighing import weighed, weighing
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.growing import as_begun, ended, grown_output
 from gpuflow.pipelines.memory import gather_nbytes, sharing
@@ -134,7 +135,8 @@ def _end(run: Run, record: DatasetRecord) -> None:
 
 def look(nodes: Nodes, spec: PipelineSpec) -> Survey:
     """All that planning `spec` asks of the nodes. A new dataset has every array of the source, also those that no step is for."""
-    return with_coordinates(nodes, _look(nodes, spec), spec.source)
+    found = _look(nodes, spec)
+    return with_coordinates(nodes, found, spec.source, weighing(found, spec))
 
 
 def _look(nodes: Nodes, spec: PipelineSpec) -> Survey:
@@ -161,7 +163,7 @@ def prepare(found: Survey, spec: PipelineSpec, *, stack: bool = False) -> tuple[
         raise ConfigError([Problem(f"dataset {source.name!r} is not complete", "source", hint=hint)])
     spec = by_index(found, spec, source)
     choice = compressor_for(found, spec, source, known.get(spec.output.dataset or ""))
-    plan = make_plan(spec, source, stack=stack, compressor=choice)
+    plan = weighed(found, make_plan(spec, source, stack=stack, compressor=choice))
     if spec.output.in_place:
         return plan, source
     record, there = plan.output_record(), known.get(plan.target)

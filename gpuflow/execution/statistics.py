@@ -32,6 +32,7 @@ from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.memory import Caching, gather_nbytes, sharing
 from gpuflow.pipelines.plan import ArrayPlan, Plan, plan_chunks, spec_of, steps_identity
 from gpuflow.pipelines.refit import Fit, decide
+from gpuflow.pipelines.weights import paths_of
 from gpuflow.reductions.moments import Moments
 from gpuflow.reductions.requests import MomentsRequest, Request, merge
 from gpuflow.reductions.tree import Node, collapse, root
@@ -73,9 +74,11 @@ def _fitted(
     found: Survey, plan: Plan, array: ArrayPlan, number: int, request: Request, key: str, former: Mapping[str, Any] | None
 ) -> tuple[Fit, list[str]]:
     """What a step is resolved with: the statistics of the source as it is, or the ones that it had before that grew; and why."""
-    flow, source = array.flow.before(number), plan.source
-    digests = {path: found.table(source.name, path, source.array(path).grid.size).rows["digest"] for path in flow.paths}
-    present = Fit.taken(key, source, flow, digests, source.statistics[key])
+    source, read = plan.source, list(array.flow.before(number).paths)
+    if request.weights is not None and plan.level is None:
+        read += [path for path in paths_of(source, request.weights.text).values() if path not in read]
+    digests = {path: found.table(source.name, path, source.array(path).grid.size).rows["digest"] for path in read}
+    present = Fit.taken(key, source, digests, source.statistics[key])
     node = array.flow.nodes[number]
     step = node.operation if isinstance(node, Apply) else None
     if former is None or not isinstance(step, ChannelStep):

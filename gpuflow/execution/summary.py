@@ -29,6 +29,7 @@ from gpuflow.execution.receipt import Receipt
 from gpuflow.execution.saved import saved_seconds
 from gpuflow.execution.slices import by_index, with_coordinates
 from gpuflow.execution.submit import HOLDER_PATIENCE_SECONDS, Progress, Silent
+from gpuflow.execution.weighing import weighed, weighing
 from gpuflow.pipelines.fingerprint import fingerprint
 from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import ArrayPlan, Plan, make_plan, select
@@ -113,8 +114,8 @@ def look(nodes: Nodes, pipeline: StatisticsPipeline) -> tuple[Survey, Plan]:
     record = catalog.find_among(catalog.live(found.records), source.dataset)
     if record.state != "ready":
         raise ConfigError([Problem(f"dataset {record.name!r} is not complete", "source", hint="finish it first")])
-    found = with_coordinates(nodes, found, source, _weighing(pipeline, record))
-    plan = make_plan(by_index(found, pipeline.mapped, record), record)
+    found = with_coordinates(nodes, found, source, [*_weighing(pipeline, record), *weighing(found, pipeline.mapped)])
+    plan = weighed(found, make_plan(by_index(found, pipeline.mapped, record), record))
     list(questions(found, pipeline, plan))  # what does not fit is said before anything runs
     return found, plan
 

@@ -42,12 +42,15 @@ class Pipeline(Shaping):
         before = self.part or {}
         return replace(self, part={**before, how: {**before.get(how, {}), **parts}})
 
-    def standardize(self, per: Any = None, *, mean: Any = None, std: Any = None, refit: str | None = None) -> Pipeline:
+    def standardize(
+        self, per: Any = None, *, mean: Any = None, std: Any = None, weights: str | None = None, refit: str | None = None
+    ) -> Pipeline:
         """Subtract the mean and divide by the standard deviation. per: dimensions that keep their own.
 
-        mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out. refit: once the source has grown,
-        "never" (the default), "always" or "drift > 0.05" standard deviations."""
-        return self._then("standardize", per=per, mean=mean, std=std, refit=refit)
+        mean, std: numbers, or nested lists over the dimensions in `per`; from the data when left out. weights: how much values count there,
+        an expression of coordinates such as "cos(radians(lat))". refit: once the source has grown, "never" (the default), "always" or
+        "drift > 0.05" standard deviations."""
+        return self._then("standardize", per=per, mean=mean, std=std, weights=weights, refit=refit)
 
     def normalize(
         self,

@@ -4,7 +4,7 @@ Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -67,6 +67,22 @@ def overlap(grid: Grid, chunk: int, box: Region) -> tuple[Region, Region]:
     ]
     in_chunk = tuple(slice(start - chunk_start, stop - chunk_start) for start, stop, chunk_start, _ in common)
     return in_chunk, tuple(slice(start - box_start, stop - box_start) for start, stop, _, box_start in common)
+
+
+def outermost(boxes: Iterable[Region]) -> list[Region]:
+    """Those that are not within others, each once."""
+    distinct = list({tuple((axis.start, axis.stop) for axis in box): box for box in boxes}.values())
+    return [one for one in distinct if not any(other is not one and is_within(one, other) for other in distinct)]
+
+
+def is_within(one: Region, other: Region) -> bool:
+    """Whether all of `one` lies in `other`."""
+    return all(b.start <= a.start and a.stop <= b.stop for a, b in zip(one, other, strict=True))
+
+
+def is_whole(box: Region, extent: Sequence[int]) -> bool:
+    """Whether it is all of a chunk of this shape."""
+    return all((axis.start, axis.stop) == (0, size) for axis, size in zip(box, extent, strict=True))
 
 
 def inputs_digest(pulls: Sequence[Pull], digests: Sequence[NDArray[np.void]]) -> bytes:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from gpuflow.datasets.growth import settled
 from gpuflow.pipelines.fingerprint import cut_shorts, fingerprint
-from gpuflow.pipelines.flow import Flow
 from gpuflow.steps.base import Request
 from gpuflow.steps.channels import ALWAYS, ChannelStep, drift_limit
 from gpuflow.storage.record import DatasetRecord
@@ -31,17 +30,17 @@ class Fit:
     statistics: Mapping[str, Any]
 
     @classmethod
-    def taken(cls, key: str, source: DatasetRecord, flow: Flow, digests: Mapping[str, NDArray[Any]], statistics: Any) -> Fit:
-        """From `source` as it is. digests: (chunks,) V16 by array."""
+    def taken(cls, key: str, source: DatasetRecord, digests: Mapping[str, NDArray[Any]], statistics: Any) -> Fit:
+        """From `source` as it is. digests: (chunks,) V16 of each array that was read, also for weights."""
         of = {}
-        for path in flow.paths:
+        for path, tokens in digests.items():
             grid = source.array(path).grid
-            of[path] = [settled(grid), _digest(source, path, digests[path], settled(grid))]
+            of[path] = [settled(grid), _digest(source, path, tokens, settled(grid))]
         return cls(key, source.created, of, statistics)
 
     def is_of_the_beginning(self, source: DatasetRecord, digests: Mapping[str, NDArray[Any]]) -> bool:
         """Whether the source was what it is, but shorter."""
-        if self.created != source.created or not self.of.keys() <= source.arrays.keys():
+        if self.created != source.created or self.of.keys() != digests.keys():
             return False
         counts = {path: count for path, (count, _) in self.of.items()}
         return all(

@@ -19,8 +19,8 @@ from gpuflow.steps.base import ArraySpec, Operation, StepError
 from gpuflow.steps.expression import parse
 from gpuflow.steps.map import ExpressionText, Map
 from gpuflow.steps.parameters import describe, number
+from gpuflow.steps.weighting import AREA, WeightsText
 
-_AREA = "cos(radians(lat))"
 MOST_BINS = 10_000
 MOST_NUMBERS = 2**16
 """Indices of the dimensions that are kept, and counts of a histogram: they stand in the dataset's record, which every node keeps."""
@@ -37,16 +37,6 @@ def _dims(value: Any) -> Any:
     if len(set(items)) < len(items):
         raise ValueError("names a dimension twice")
     return tuple(items)
-
-
-def _weights(value: Any) -> str | None:
-    """An expression of coordinates, on one line."""
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise ValueError(f"must be an expression of coordinates such as {_AREA}, not {describe(value)}")
-    parse(value, True)
-    return " ".join(value.split())
 
 
 def _shares(value: Any) -> tuple[float, ...]:
@@ -121,9 +111,7 @@ class StatisticsSpec(BaseModel, frozen=True, extra="forbid", strict=True, defer_
         ExpressionText | None, Field(description="Only values for which it holds count: an expression of x, such as x > 0.")
     ] = None
     weights: Annotated[
-        str | None,
-        PlainValidator(_weights, json_schema_input_type=str | None),
-        Field(description=f"How much values count: an expression of coordinates, by their names, such as {_AREA}."),
+        WeightsText, Field(description=f"How much values count: an expression of coordinates, by their names, such as {AREA}.")
     ] = None
     quantiles: Annotated[
         tuple[float, ...],

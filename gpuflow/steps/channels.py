@@ -18,6 +18,7 @@ from pydantic import Field, PlainValidator, model_validator
 
 from gpuflow.backends import expression_tree as tree
 from gpuflow.errors import StatisticsError
+from gpuflow.reductions.weighted import WeightedMoments
 from gpuflow.steps.axes import axis_of
 from gpuflow.steps.base import Array, ArraySpec, Elementwise, MomentsRequest, Namespace, Region, Request, StepError, quiet
 from gpuflow.steps.parameters import describe, nearest, numbers
@@ -244,6 +245,8 @@ class ChannelStep(Elementwise, frozen=True):
     def _reason(self, statistics: Any, values: Arrays, index: tuple[int, ...]) -> str:
         if not statistics.count[index]:
             return "it has no values (all are NaN, or it is empty)"
+        if isinstance(statistics, WeightedMoments) and not statistics.weight[index]:
+            return "all its values have the weight 0"
         low, high = float(statistics.minimum[index]), float(statistics.maximum[index])
         if not np.isfinite([low, high]).all():
             return "it holds infinite values"

@@ -36,6 +36,7 @@ def test_it_is_the_twin_of_the_file(tmp_path: Path) -> None:
         Pipeline("a", arrays="t*").map("x*2").to("b", compressor="none"),
         Pipeline("a", ["image", "t*"]).standardize(["y", 0], mean=[[1, 2]], std=0.5).in_place(),
         Pipeline("a").unpack(0.01, 5, missing=-1).normalize("band", range=(-1, 1)).fill_nan(-1).to("b"),
+        Pipeline("a").standardize("time", weights="cos(radians(lat))", refit="always").to("b"),
         Pipeline("a").normalize(min=0, max=[255]).to("b"),
         Pipeline("a").where("x > 0").mask("x == 255", 3).normalize("band", quantiles=(0.01, 0.99)).to("b"),
         Pipeline("a").exec(["prog", "--level", "3"], via="pipe", format="raw", timeout_seconds=2, memory="2GiB").to("b"),

@@ -274,6 +274,10 @@ STEPS: dict[str, tuple[str, list[str]]] = {
     "standardize per": (step("standardize: 1.5"), ["p.yaml:3:18: steps[0].standardize.per: must be a dimension name, an axis number, or a list of those"]),
     "standardize mean": (step("standardize: {mean: 3}"), ["p.yaml:3:18: steps[0].standardize: `mean` is given without `std`; give both"]),
     "standardize std": (step("standardize: {mean: 3, std: [1, 0]}"), ["p.yaml:3:33: steps[0].standardize.std: must be greater than 0 everywhere"]),
+    "standardize weights": (step("standardize: {weights: 3}"), ["p.yaml:3:28: steps[0].standardize.weights: must be an expression of coordinates such as cos(radians(lat)), not the number 3"]),
+    "standardize weights broken": (step('standardize: {weights: "cos(lat"}'), ["p.yaml:3:28: steps[0].standardize.weights: not a valid expression: '(' was never closed (column 4)"]),
+    "standardize weights of what is given": (step("standardize: {mean: 1, std: 2, weights: lat}"), ["steps[0].standardize: `weights` says nothing where `mean` and `std` are given; leave it out"]),
+    "normalize weights": (step("normalize: {weights: lat}"), ["p.yaml:3:17: steps[0].normalize.weights: unknown key `weights`"]),
     "standardize nan": (step("standardize: {mean: [.nan], std: 1}"), ["steps[0].standardize.mean: must be a finite number, not nan"]),
 }  # fmt: skip
 
