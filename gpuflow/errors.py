@@ -15,6 +15,7 @@
     |- SampleError            a sample could not be made: a user's function raised, or shapes differ
     |- StateMismatch          the state of a training is of other data, or of another order
     |- PlanTooLarge           a worker has not the memory that the chunks need
+    |- DeviceFull             a device has no memory left for a chunk
     |- StatisticsError        a statistic that a step needs is unusable
     |- ProgramFailed          a program that a step runs on a chunk failed
     |- RunFailed              chunks of a run failed; carries the receipt
@@ -37,6 +38,7 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "DatasetChanged",
+    "DeviceFull",
     "DeviceUnavailable",
     "GpuflowError",
     "NameTaken",

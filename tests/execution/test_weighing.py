@@ -80,35 +80,35 @@ def test_a_part_of_what_was_stacked(three_nodes: Connection, values: Any) -> Non
     """The weights are of the arrays' dimensions wherever these have come to lie."""
     source = {"dataset": "earth", "arrays": ["t2m", "u10"], "isel": {"time": [1, 9]}, "sel": {"lat": [-50, 50]}}
     stack = {"stack": {"arrays": ["t2m", "u10"], "along": "channel", "name": "all"}}
-    run(three_nodes, "stacked", stack, {"standardize": {"per": "channel", "weights": AREA}}, source=source)
+    run(three_nodes, "weighed-stacked", stack, {"standardize": {"per": "channel", "weights": AREA}}, source=source)
     inside = (LAT >= -50) & (LAT <= 50)
     wanted = standard(values[1:9, inside], (0, 1, 2), LAT[inside])
-    found = made(three_nodes, "stacked", "all")
+    found = made(three_nodes, "weighed-stacked", "all")
     for channel in range(2):
         np.testing.assert_allclose(found[:, channel], wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_what_it_took_is_kept_for_those_that_follow(three_nodes: Connection, values: Any, tmp_path: Path) -> None:
-    ingest(three_nodes, write(tmp_path / "kept.zarr", values), "kept")
-    source = {"dataset": "kept", "arrays": ["t2m"]}
-    first = run(three_nodes, "kept-1", {"standardize": {"weights": AREA}}, source=source)
+    ingest(three_nodes, write(tmp_path / "kept.zarr", values), "weighed")
+    source = {"dataset": "weighed", "arrays": ["t2m"]}
+    first = run(three_nodes, "weighed-1", {"standardize": {"weights": AREA}}, source=source)
     assert first.statistics_chunks == 9
-    second = run(three_nodes, "kept-2", {"standardize": {"weights": AREA}}, {"clip": [-1, 1]}, source=source)
+    second = run(three_nodes, "weighed-2", {"standardize": {"weights": AREA}}, {"clip": [-1, 1]}, source=source)
     assert (second.statistics_chunks, second.outcome.tally.done) == (0, 9 + 9 + 1)
-    assert any("are kept with kept" in note for note in second.notes)
+    assert any("are kept with weighed" in note for note in second.notes)
     asked = any_from_dict({"source": source, "statistics": {"weights": AREA}})
     assert run_statistics(three_nodes, asked).outcome.tally.done == 0
-    assert run(three_nodes, "kept-3", {"standardize": {}}, source=source).statistics_chunks == 9, "others, without weights"
-    again = run(three_nodes, "kept-1", {"standardize": {"weights": AREA}}, source=source)
+    assert run(three_nodes, "weighed-3", {"standardize": {}}, source=source).statistics_chunks == 9, "others, without weights"
+    again = run(three_nodes, "weighed-1", {"standardize": {"weights": AREA}}, source=source)
     assert (again.statistics_chunks, again.outcome.tally.done) == (0, 0)
 
 
 def test_other_coordinates_are_other_weights(three_nodes: Connection, values: Any, tmp_path: Path) -> None:
-    ingest(three_nodes, write(tmp_path / "moved.zarr", values), "moved")
-    source, step = {"dataset": "moved", "arrays": ["t2m"]}, {"standardize": {"weights": AREA}}
+    ingest(three_nodes, write(tmp_path / "moved.zarr", values), "weighed-moved")
+    source, step = {"dataset": "weighed-moved", "arrays": ["t2m"]}, {"standardize": {"weights": AREA}}
     run(three_nodes, "moved-out", step, source=source)
     lat = np.linspace(0, 89, 25, dtype="f4")
-    with gpuflow.open("moved", mode="r+", connection=three_nodes) as dataset:
+    with gpuflow.open("weighed-moved", mode="r+", connection=three_nodes) as dataset:
         dataset["lat"][...] = lat
     run(three_nodes, "moved-out", step, source=source)
     np.testing.assert_allclose(made(three_nodes, "moved-out"), standard(values, (0, 1, 2), lat), rtol=1e-4, atol=1e-5)
