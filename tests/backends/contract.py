@@ -166,3 +166,21 @@ class BackendContract:
         block[1] = 300
         with pytest.raises(StepError, match=r"300\.0, at \[1\]"):
             kernel(block, whole(block))
+
+
+class WideContract(BackendContract):
+    """The same of every dtype, for backends that have dtypes of their own. more: texts beside `TEXTS`."""
+
+    more: ClassVar[tuple[str, ...]] = ("x ** 3", "x // -7", "x % -5", "x % (x // 5)")
+
+    @pytest.mark.parametrize("dtype", REAL)
+    def test_every_dtype(self, dtype: str) -> None:
+        for text in (*TEXTS, *self.more):
+            self.check(text, values(np.dtype(dtype), 3000))
+
+    @pytest.mark.parametrize("source", REAL)
+    def test_every_cast(self, source: str) -> None:
+        block = values(np.dtype(source), 3000)
+        for target in REAL:
+            kernel = self.compile((Cast(dtype=target),), spec_of(block))
+            assert_same(kernel(block, whole(block)), Cast(dtype=target).apply(np, block, whole(block)), block.dtype)
