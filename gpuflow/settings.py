@@ -1,6 +1,6 @@
 """What the environment says: one function a setting, read when asked for.
 
-GPUFLOW_ROOT, GPUFLOW_SCHEDULER, GPUFLOW_ROUTING, GPUFLOW_ALLOW_EXEC, GPUFLOW_ALLOW_SHELL."""
+GPUFLOW_ROOT, GPUFLOW_SCHEDULER, GPUFLOW_ROUTING, GPUFLOW_ALLOW_EXEC, GPUFLOW_ALLOW_SHELL, GPUFLOW_DIRECT_STORAGE."""
 
 from __future__ import annotations
 
@@ -46,3 +46,8 @@ def shell_is_allowed() -> bool:
 def allow_shell() -> None:
     """From now on, in this process and those that it starts."""
     os.environ["GPUFLOW_ALLOW_SHELL"] = "1"
+
+
+def direct_storage_is_allowed() -> bool:
+    """Whether a CUDA device of this process may read files by itself, through KvikIO: `GPUFLOW_DIRECT_STORAGE` is 1."""
+    return os.environ.get("GPUFLOW_DIRECT_STORAGE") == "1"

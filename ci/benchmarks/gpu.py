@@ -99,13 +99,13 @@ def _rate(queue: Any, nbytes: int, work: Callable[[], Any], seconds: float = 0.2
 
 
 def _ceilings(report: Report, path: Path, rounds: int) -> None:
-    from gpuflow.backends.cuda import Queue, cupy, pinned
+    from gpuflow.backends.cuda import Cuda, Queue, cupy
 
     queue, nbytes = Queue(), 2**28
     files = _files(path)
     with queue():
         one, other = cupy.zeros(2**30, np.uint8), cupy.zeros(2**30, np.uint8)
-        host, there = pinned(nbytes), cupy.zeros(nbytes, np.uint8)
+        host, there = Cuda().pinned(nbytes), cupy.zeros(nbytes, np.uint8)
         sides = {
             "copy, read and written": lambda: _rate(queue, 2 * one.nbytes, lambda: cupy.copyto(other, one)),
             "pinned to device": lambda: _rate(queue, nbytes, lambda: there.set(host, stream=queue.stream)),
@@ -197,12 +197,12 @@ def _decoded_rate(pool: ThreadPoolExecutor, codec: ArrayCodec, stored: list[Any]
 
 def _to_device(report: Report, path: Path, rounds: int) -> None:
     """Whole shards from files in the page cache to arrays on the device."""
-    from gpuflow.backends.cuda import Queue, cupy, pinned
+    from gpuflow.backends.cuda import Cuda, Queue, cupy
     from gpuflow.storage.buffers import Slots
 
     codec = ArrayCodec(ArrayMetadata(json.loads((path / "zarr.json").read_text())))
     files = _files(path)
-    make, slots, nbytes = batching(codec), Slots(pinned), len(files) * int(np.prod(SHARD)) * 4
+    make, slots, nbytes = batching(codec), Slots(Cuda().pinned), len(files) * int(np.prod(SHARD)) * 4
     assert make is not None
 
     def load(file: Path, *, batched: bool) -> None:

@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from math import prod
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow import settings
 from gpuflow.backends import cuda_source
+from gpuflow.backends.accelerator import Frames, Framing
 from gpuflow.backends.block import Block, BlockKernel, Region, check, on_host
 from gpuflow.backends.expression_tree import Node
 from gpuflow.backends.layout import Layout, plan
@@ -45,44 +47,32 @@ OPTIONS = ("--std=c++17", "--fmad=false")  # NumPy rounds the product before it 
 
 NVCOMP_NAMES = {"zstd": "Zstd", "lz4": "LZ4", "gzip": "Gzip"}
 """nvCOMP's names of the codecs whose frames it decodes as they are."""
+_ALIGNMENT = 16  # at most what nvCOMP asks of any codec's buffers
 
 
 @lru_cache(maxsize=1)
-def has_decoder() -> bool:
-    """Whether nvCOMP is there; said once where it is not."""
+def has_nvcomp() -> bool:
+    """Whether it is there; said once where it is not."""
+    return _can_import("nvidia.nvcomp", "chunks are decoded by the CPU, as there is no nvCOMP (%s): pip install 'gpuflow[cuda]'")
+
+
+@lru_cache(maxsize=1)
+def has_kvikio() -> bool:
+    """The same of KvikIO."""
+    return _can_import("kvikio", "files are read by the CPU, as there is no KvikIO (%s): pip install kvikio-cu13")
+
+
+def _can_import(name: str, otherwise: str) -> bool:
     try:
-        import_module("nvidia.nvcomp")
+        import_module(name)
     except ImportError as error:
-        logger.warning("chunks are decoded by the CPU, as there is no nvCOMP (%s): pip install 'gpuflow[cuda]'", error)
+        logger.warning(otherwise, error)
         return False
     return True
 
 
-class Frames(Protocol):
-    """What is decoded in one batch; see `storage.frames.Frames`."""
-
-    @property
-    def codec(self) -> str: ...
-
-    @property
-    def nbytes(self) -> int: ...
-
-    @property
-    def numbers(self) -> NDArray[np.int64]: ...
-
-    @property
-    def count(self) -> int: ...
-
-    @property
-    def places(self) -> list[tuple[int, int, int]]: ...
-
-    def arrange(self, decoded: Any) -> Any: ...
-
-
 class Queue:
-    """What is put into it is done in order, beside what is in others: copies, kernels and decoding of one slot.
-
-    `with queue():` has CuPy use it. A queue belongs to one thread at a time; what comes out of `download` and `wait` is done."""
+    """As `accelerator.Queue`: a stream, which CuPy uses within `with queue():`."""
 
     def __init__(self) -> None:
         self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -110,30 +100,59 @@ class Queue:
         self.wait()
         return out
 
-    def decode(self, frames: Frames, stored: Block) -> Array:
-        """The shard that is `stored`, out of one copy of it and one batch by nvCOMP, waited for. ValueError when a frame does not decode to
-        what it should; RuntimeError when nvCOMP cannot go on."""
-        there, out = self.upload(stored), cupy.empty(frames.count * frames.nbytes, np.uint8)
+    def decode(self, frames: Frames, stored: Block | Array) -> Array:
+        """As `accelerator.Queue`: out of one copy of it and one batch by nvCOMP, waited for."""
+        there = self.upload(stored) if on_host(stored) else stored
+        out = cupy.empty(frames.count * frames.nbytes, np.uint8)
         if len(frames.places):
             self._decode_batch(frames, there, out)
         return cupy.ascontiguousarray(frames.arrange(out))
 
     def _decode_batch(self, frames: Frames, there: Array, out: Array) -> None:
         offsets, sizes, targets = (list(column) for column in zip(*frames.places, strict=True))
-        stream, wanted = self.stream.ptr, [frames.nbytes] * len(targets)
-        nvcomp = import_module("nvidia.nvcomp")
-        if frames.codec not in self._coders:
-            kind = {"bitstream_kind": nvcomp.BitstreamKind.RAW, "device_id": cupy.cuda.Device().id, "cuda_stream": stream}
-            self._coders[frames.codec] = nvcomp.Codec(algorithm=NVCOMP_NAMES[frames.codec], **kind)
-        coder = self._coders[frames.codec]
+        wanted, coder = [frames.nbytes] * len(targets), self._coder(frames.codec)
         # From the sizes that are known: parsing the frames for theirs would make the host wait.
         config = coder.decompression_config(coder.compression_config(wanted))
-        room = nvcomp.as_arrays(out, targets, wanted, stream)
-        decoded = coder.decode(nvcomp.as_arrays(there, offsets, sizes, stream), out=room, decompression_config=config)
+        sources, places = self._arrays(there, offsets, sizes), self._arrays(out, targets, wanted)
+        decoded = coder.decode(sources, out=places, decompression_config=config)
         self.wait()
         for number, size in zip(frames.numbers.tolist(), decoded.buffer_sizes, strict=True):
             if size != frames.nbytes:
                 raise ValueError(f"inner chunk {number} decodes to {size} bytes instead of {frames.nbytes}")
+
+    def encode(self, framing: Framing, array: Array) -> tuple[Array, NDArray[np.int64]]:
+        """As `accelerator.Queue`: one batch by nvCOMP, waited for."""
+        chunks, wanted = framing.split(array, cupy), [framing.nbytes] * framing.count
+        coder, lead = self._coder(framing.codec), framing.lead_nbytes
+        most = coder.get_max_comp_buffer_size(import_module("nvidia.nvcomp").as_array(chunks[: framing.nbytes], self.stream.ptr))
+        row = -(-(lead + most) // _ALIGNMENT) * _ALIGNMENT
+        room = cupy.empty(framing.count * row, np.uint8)
+        sources = self._arrays(chunks, list(range(0, chunks.nbytes, framing.nbytes)), wanted)
+        places = self._arrays(room, list(range(lead, room.nbytes, row)), [row - lead] * framing.count)
+        encoded = coder.encode(sources, out=places, compression_config=coder.compression_config(wanted))
+        self.wait()
+        sizes = np.array(encoded.buffer_sizes, np.int64)
+        return framing.pack(room, sizes, cupy), sizes
+
+    def _coder(self, codec: str) -> Any:
+        if codec not in self._coders:
+            nvcomp = import_module("nvidia.nvcomp")
+            raw = {"bitstream_kind": nvcomp.BitstreamKind.RAW, "device_id": cupy.cuda.Device().id, "cuda_stream": self.stream.ptr}
+            self._coders[codec] = nvcomp.Codec(algorithm=NVCOMP_NAMES[codec], **raw)
+        return self._coders[codec]
+
+    def _arrays(self, buffer: Array, offsets: list[int], sizes: list[int]) -> Any:
+        return import_module("nvidia.nvcomp").as_arrays(buffer, offsets, sizes, self.stream.ptr)
+
+    def read_file(self, path: str, nbytes: int) -> Array:
+        """As `accelerator.Queue`: by KvikIO, which reads past the page cache where the file system lets it."""
+        self.wait()  # it reads on no stream
+        array = cupy.empty(nbytes, np.uint8)
+        with import_module("kvikio").CuFile(path, "r") as file:
+            found = file.read(array)
+        if found != nbytes:
+            raise OSError(f"{path} has {found} bytes, not {nbytes}")
+        return array
 
     def wait(self) -> None:
         """Until all that was put in is done; other threads run meanwhile."""
@@ -149,11 +168,6 @@ def own_queue() -> Queue:
         _threads.queue = Queue()
     queue: Queue = _threads.queue
     return queue
-
-
-def pinned(nbytes: int) -> Block:
-    """Page-locked memory of the host, which the device copies from and to by itself."""
-    return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
 
 
 class DeviceMemory:
@@ -179,15 +193,35 @@ class DeviceMemory:
         return found
 
 
-def limit_memory(nbytes: int) -> None:
-    """The most that CuPy's pool takes of the current device."""
-    cupy.get_default_memory_pool().set_limit(size=nbytes)
+class Cuda:
+    """The current device, as `accelerator.Accelerator`."""
 
+    def __init__(self, nbytes: int | None = None) -> None:
+        """nbytes: the most that CuPy's pool takes of it."""
+        self.memory = DeviceMemory()
+        if nbytes is not None:
+            cupy.get_default_memory_pool().set_limit(size=nbytes)
 
-def release_memory() -> None:
-    """Give back what the pools hold and nobody uses."""
-    cupy.get_default_memory_pool().free_all_blocks()
-    cupy.get_default_pinned_memory_pool().free_all_blocks()
+    def queue(self) -> Queue:
+        return Queue()
+
+    def pinned(self, nbytes: int) -> Block:
+        return np.frombuffer(cupy.cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+
+    def takes(self, kernel: Any, device: str) -> bool:
+        return bool(kernel.on_device) if kernel is not None else device != "cpu"
+
+    def has_codecs(self) -> bool:
+        """By nvCOMP."""
+        return has_nvcomp()
+
+    def reads_files(self) -> bool:
+        """By KvikIO, which has to be allowed."""
+        return settings.direct_storage_is_allowed() and has_kvikio()
+
+    def release(self) -> None:
+        cupy.get_default_memory_pool().free_all_blocks()
+        cupy.get_default_pinned_memory_pool().free_all_blocks()
 
 
 class Compiled(BlockKernel):

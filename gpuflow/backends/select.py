@@ -18,7 +18,7 @@ from gpuflow.errors import ConfigError, DeviceUnavailable, Problem
 
 logger = logging.getLogger(__name__)
 
-Backend = Literal["numba", "torch"]
+Backend = Literal["numba", "torch", "torch.compile"]
 
 
 class Compiled(Protocol):
@@ -37,7 +37,7 @@ class Compiled(Protocol):
         Unfit when a value fails a check; `block` is then as it was."""
 
 
-_ON_CUDA: dict[Backend, Library] = {"numba": "cupy", "torch": "torch"}
+_ON_CUDA: dict[Backend, Library] = {"numba": "cupy", "torch": "torch", "torch.compile": "torch"}
 """The library by which what a backend compiles runs on a CUDA device: see `compiler`."""
 _REMEDY = "use device: auto or cpu"
 
@@ -103,24 +103,24 @@ def device_for_arrays(library: Library, who: str) -> str:
 
 def select_backend(asked: str) -> Backend:
     """`auto` or `numba` -> `numba`. ConfigError for a word that names no backend, DeviceUnavailable for one that is not installed."""
-    if asked == "torch" and find_spec("torch") is None:
+    if asked in ("torch", "torch.compile") and find_spec("torch") is None:
         raise DeviceUnavailable("PyTorch is not installed", "pip install 'gpuflow[torch]', or use backend: auto")
     match asked:
         case "auto" | "numba":
             return "numba"
-        case "torch":
-            return "torch"
-    raise ConfigError([Problem(f"backend {asked!r} is unknown", hint="use auto, numba or torch")])
+        case "torch" | "torch.compile":
+            return asked
+    raise ConfigError([Problem(f"backend {asked!r} is unknown", hint="use auto, numba, torch or torch.compile")])
 
 
 def compiler(backend: Backend, device: str) -> Callable[[tuple[Node, ...], tuple[DType, ...]], Compiled]:
     """What compiles trees that follow one another: given them and the dtypes before, between and after them.
 
     NotExpressible from it when the result would not be NumPy's. DeviceUnavailable when the device is not there."""
-    if select_backend(backend) == "torch":
+    if library_of(backend) == "torch":
         from gpuflow.backends import torch
 
-        return partial(torch.Compiled, device=torch.find_device(device))
+        return partial(torch.Compiled, device=torch.find_device(device), fused=backend == "torch.compile")
     if device != "cpu":
         if reason := why_no_library("cupy"):
             raise DeviceUnavailable(f"kernels for {device} cannot be made: {reason}", _REMEDY)

@@ -1,10 +1,10 @@
-"""A chain of expression trees on Torch tensors, one operation after the other, on the CPU or a CUDA device.
+"""A chain of expression trees on Torch tensors, on the CPU or a CUDA device: one operation after the other, or fused by `torch.compile`.
 
 The result is that of NumPy within `TOLERANCE_ULP`. On the CPU a tile passes through all operations while it is in cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -42,9 +42,10 @@ def find_device(name: str) -> str:
 class Compiled(BlockKernel):
     """A program on tensors. Safe in threads."""
 
-    def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...], device: str = "cpu") -> None:
-        """dtypes: what goes into the first tree, then what comes out of each. NotExpressible when it would not be exact."""
-        self.program, self.device = lower(trees, dtypes), device
+    def __init__(self, trees: tuple[Node, ...], dtypes: tuple[DType, ...], device: str = "cpu", *, fused: bool = False) -> None:
+        """dtypes: what goes into the first tree, then what comes out of each. fused: by `torch.compile`, on the first call, which takes
+        seconds. NotExpressible when it would not be exact."""
+        self.program, self.device, self.fused = lower(trees, dtypes), device, fused
         self.dtypes = dtypes[0], dtypes[-1]
         self._parameters = lru_cache(maxsize=16)(self._part)
         self._axes = {axis for parameter in self.program.parameters for axis in parameter.axes}
@@ -56,10 +57,11 @@ class Compiled(BlockKernel):
         self._last_used = {index: number for number, one in enumerate(self.program.instructions) for index in one.arguments}
         self.on_device = device != "cpu"
         self._try()
+        self._values = self._fused() if fused else self._one_by_one
 
     def describe(self) -> str:
         """How it runs."""
-        return f"by Torch on {self.device}"
+        return f"by Torch on {self.device}" + (", fused by torch.compile" if self.fused else "")
 
     def __call__(self, block: Block, region: Region, out: Block | None = None) -> Block:
         """A CuPy array gives one, over the same memory that Torch sees; `out` is for blocks of the host."""
@@ -80,7 +82,7 @@ class Compiled(BlockKernel):
         """The same on tensors. x: on the kernel's device; out: anywhere, of the dtype that NumPy calls the same."""
         kept = tuple((part.start or 0, part.stop) if axis in self._axes else (0, 1) for axis, part in enumerate(region))
         parameters = self._parameters(kept)
-        for index in _tiles(tuple(x.shape), _TILE if self.device == "cpu" else x.numel()):
+        for index in _tiles(tuple(x.shape), _TILE if self.device == "cpu" and not self.fused else x.numel()):
             parts = [
                 one[tuple(s if n > 1 else slice(None) for s, n in zip(index, one.shape, strict=False))] for one in parameters
             ]
@@ -88,6 +90,24 @@ class Compiled(BlockKernel):
 
     def _run(self, x: Tensor, parameters: list[Tensor]) -> Tensor:
         """One tile through all operations."""
+        result, *checks = self._values(x, *parameters)
+        if not all(bool(fits) for fits in checks):
+            raise Unfit
+        return result
+
+    def _fused(self) -> Callable[..., tuple[Tensor, ...]]:
+        """`_one_by_one`, recorded as operations of Torch and compiled for any size. Its intermediate values are rounded to their dtypes."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        nothing = [torch.from_numpy(np.empty(0, dtype)).to(self.device) for dtype in (self.dtypes[0], *self._parameter_dtypes())]
+        recorded = make_fx(self._one_by_one)(*nothing)
+        compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(
+            recorded, dynamic=True, options={"emulate_precision_casts": True}
+        )
+        return compiled
+
+    def _one_by_one(self, x: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
+        """The result, and of each check whether all values fit."""
         code, values = self.program.instructions, dict(self._constants)
         for number, one in enumerate(code):
             if one.kind != "constant":
@@ -95,11 +115,9 @@ class Compiled(BlockKernel):
             for index in one.arguments:
                 if self._last_used[index] == number and index not in (self.program.result, *self.program.checks):
                     values.pop(index, None)
-        if not all(bool(values[index].all()) for index in self.program.checks):
-            raise Unfit
-        return values[self.program.result]
+        return values[self.program.result], *(values[index].all() for index in self.program.checks)
 
-    def _value(self, one: Instruction, values: dict[int, Tensor], x: Tensor, parameters: list[Tensor]) -> Tensor:
+    def _value(self, one: Instruction, values: dict[int, Tensor], x: Tensor, parameters: Sequence[Tensor]) -> Tensor:
         if one.kind == "load":
             return load(x, one.dtype)
         if one.kind == "parameter":
@@ -124,7 +142,7 @@ class Compiled(BlockKernel):
         """NotExpressible when this Torch lacks an operation for a dtype: found out on nothing."""
         nothing = [torch.from_numpy(np.empty(0, dtype)).to(self.device) for dtype in (self.dtypes[0], *self._parameter_dtypes())]
         try:
-            self._run(nothing[0], nothing[1:])
+            self._one_by_one(*nothing)
         except (RuntimeError, TypeError) as error:
             raise NotExpressible(str(error).splitlines()[0]) from None
 

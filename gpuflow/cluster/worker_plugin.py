@@ -15,6 +15,7 @@ from distributed.system import MEMORY_LIMIT
 from distributed.utils import sync
 from numpy.typing import NDArray
 
+from gpuflow.backends.accelerator import Accelerator
 from gpuflow.backends.inflight import InFlight
 from gpuflow.cluster.messages import SHIPPED, NodeInfo, Transferred
 from gpuflow.cluster.peers import Holders, Peers
@@ -48,10 +49,14 @@ class NodeRuntime:
         self.device = device
         self.serving, self.peers = Serving(store), Peers(worker)
         self.slots, self.ram = Slots(), RamTier(worker)
+        self.accelerator: Accelerator | None = None
+        """The worker's CUDA device, if it has one that CuPy can use."""
         self.flight: InFlight | None = None
-        """Of the chunks on the worker's CUDA device, if it has one that CuPy can use."""
+        """Of the chunks on it."""
         if device.name != CPU and "cupy" not in device.lacks:
-            self._use_cuda(device)
+            from gpuflow.backends.cuda import Cuda
+
+            self.use(Cuda(used_nbytes(device.nbytes)), kept_nbytes(device.nbytes))
         self._tail: Tail | None = None
 
     @property
@@ -60,18 +65,16 @@ class NodeRuntime:
         found = kept_or_reason(self.store.root)
         return found if isinstance(found, Calibration) else None
 
-    def _use_cuda(self, device: WorkerDevice) -> None:
-        from gpuflow.backends import cuda
-
-        cuda.limit_memory(used_nbytes(device.nbytes))
-        ram = RamTier(self.worker, cuda.DeviceMemory(), kept_nbytes(device.nbytes))
+    def use(self, accelerator: Accelerator, kept_nbytes: int) -> None:
+        """Have chunks go to a device from now on; in `kept_nbytes` of its memory they stay. Before the first task."""
+        ram = RamTier(self.worker, accelerator.memory, kept_nbytes)
 
         def give_back() -> None:
             if ram.vram is not None:
                 ram.vram.trim(ram.vram.nbytes // 2)
-            cuda.release_memory()
+            accelerator.release()
 
-        self.slots, self.ram = Slots(cuda.pinned), ram
+        self.slots, self.ram, self.accelerator = Slots(accelerator.pinned), ram, accelerator
         self.flight = InFlight(self.worker.state.nthreads, give_back)
 
     def info(self, worker: Worker) -> dict[str, Any]:

@@ -23,6 +23,12 @@ _ROWS: tuple[tuple[str, Callable[[Calibration], str]], ...] = (
     ("create and rename a file", lambda one: _latency(one.create_seconds)),
 )
 
+_DEVICE_ROWS: tuple[tuple[str, Callable[[Calibration], Mapping[str, float]]], ...] = (
+    ("copy to the device and decode", lambda one: one.device_decode_gb_s),
+    ("encode on the device and copy back", lambda one: one.device_encode_gb_s),
+    ("cold file to the device, verified", lambda one: one.device_read_gb_s),
+)
+
 
 def calibration_view(found: Mapping[str, Calibration]) -> RenderableType:
     """Calibrations by node for `Console.print`."""
@@ -38,9 +44,10 @@ def calibration_view(found: Mapping[str, Calibration]) -> RenderableType:
         table.add_row(
             f"{codec}: ratio", *(f"{one.codecs[codec].ratio:.1f}" if codec in one.codecs else "" for one in found.values())
         )
-    for codec in dict.fromkeys(codec for one in found.values() for codec in one.device_decode_gb_s):
-        rates = [one.device_decode_gb_s.get(codec) for one in found.values()]
-        table.add_row(f"{codec}: copy to the device and decode", *("" if rate is None else _rate(rate) for rate in rates))
+    for what, each in _DEVICE_ROWS:
+        rates = [each(one) for one in found.values()]
+        for name in dict.fromkeys(name for one in rates for name in one):
+            table.add_row(f"{name}: {what}", *(_rate(one[name]) if name in one else "" for one in rates))
     note = f"codecs: {format_nbytes(8 * 2**20)} of float32 measurements with one decimal; rates of decoded bytes"
     return Group(table, Text(note, style="dim"), Text("kept with each node in calibration.json", style="dim"))
 

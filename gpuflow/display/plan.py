@@ -18,6 +18,7 @@ from gpuflow.pipelines.plan import ArrayPlan, ChunkPlan, Plan
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.frames import batching
+from gpuflow.storage.framing import framing
 from gpuflow.units import format_nbytes, format_seconds
 
 
@@ -38,6 +39,7 @@ def plan_details(
             "compute": _compute(array, select_backend(plan.spec.run.backend)),
             "slow_codecs": _slow_codecs(array),
             "decoded_by": _decoded_by(array, device),
+            "encoded_by": _encoded_by(array, device),
             "gathered": array.gathered,
             "stored": [list(array.source.grid.chunks), list(array.target.grid.chunks)],
             "dtype": [str(array.source.document["data_type"]), str(array.target.document["data_type"])],
@@ -93,6 +95,14 @@ def _decoded_by(array: ArrayPlan, device: str) -> str:
     return "the device, a batch of frames for each shard" if is_batched else "the CPU"
 
 
+def _encoded_by(array: ArrayPlan, device: str) -> str:
+    """The same of where they are encoded."""
+    if device.startswith("cpu") or array.carried or not array.steps:
+        return ""
+    can = not array.gathered and framing(ArrayCodec(array.target)) is not None
+    return "the device where it was measured to be faster, else the CPU" if can else "the CPU"
+
+
 def _compute(array: ArrayPlan, backend: Backend) -> str:
     """How the steps will run, or why not in one pass; nothing to say before the parameters are known."""
     if not array.steps or array.first_unresolved() is not None or not array.flow.is_chunkwise:
@@ -128,7 +138,8 @@ def plan_view(details: Mapping[str, Any]) -> RenderableType:
         if array["slow_codecs"]:
             notes.append(Text(f"{path}: codec chain {array['slow_codecs']} goes through zarr-python, slow", style="yellow"))
         if array["decoded_by"]:
-            notes.append(Text(f"{path}: on a device's worker decoded by {array['decoded_by']}"))
+            by = f"decoded by {array['decoded_by']}, encoded by {array['encoded_by']}"
+            notes.append(Text(f"{path}: on a device's worker {by}"))
         if array["waits_for_statistics"]:
             notes.append(Text(f"{path}: statistics over all its chunks are computed first"))
         if array["chunks"]["lost"]:

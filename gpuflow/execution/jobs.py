@@ -2,122 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gpuflow.backends.block import to_host
-from gpuflow.backends.select import Backend, select_device
+from gpuflow.backends.select import Backend
 from gpuflow.datasets.growth import settled
 from gpuflow.errors import SourceChanged, StoreError
+from gpuflow.execution.computed import encode_block, open_chunk, reduce_block, resolved, set_place
 from gpuflow.execution.evaluate import Evaluation
 from gpuflow.execution.gather import Gathering
 from gpuflow.execution.lane import Lane
-from gpuflow.execution.opened import Opened
 from gpuflow.grid import Grid
 from gpuflow.pipelines.fingerprint import cut_short, recipe
 from gpuflow.pipelines.flow import Flow
 from gpuflow.pipelines.plan import spec_of
 from gpuflow.reductions.requests import Reduction, Request, merge
 from gpuflow.reductions.tree import Node, collapse
-from gpuflow.steps.base import ArraySpec, Operation, Region, Step
+from gpuflow.steps.base import ArraySpec, Region, Step
 from gpuflow.steps.fuse import compile_steps
-from gpuflow.steps.place import Place, current
-from gpuflow.storage.codecs import ArrayCodec, Block
+from gpuflow.storage.codecs import Block
 from gpuflow.storage.manifest import UNKNOWN, Replica
-from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY, Staged
 from gpuflow.storage.record import DatasetRecord
-
-if TYPE_CHECKING:
-    from gpuflow.backends.cuda import Queue
-
-
-class HasDevice(Protocol):
-    """A job whose steps are compiled. device: cpu, auto, cuda or cuda:N: where the task goes is routed by it."""
-
-    @property
-    def backend(self) -> Backend: ...
-
-    @property
-    def device(self) -> str: ...
-
-
-def valid(grid: Grid, chunk: int, block: Any) -> tuple[Any, Region]:
-    """The valid part of a whole chunk, and where in the array it lies, as the plan knows its `grid`: it may have grown since."""
-    region = grid.region(chunk)
-    extent = tuple(part.stop - part.start for part in region)
-    return block if block.shape == extent else block[tuple(slice(size) for size in extent)], region
-
-
-def open_chunk(lane: Lane, job: MapJob | StatisticsJob, chunk: int) -> Opened:
-    """Read, and to be decoded where the steps of `job` are computed. See `Lane.read` for what is raised."""
-    if job.steps and lane.kernel is None:
-        lane.kernel = compile_steps(job.steps, spec_of(lane.codec.metadata), *resolved(job))
-    return Opened(lane, chunk, on_device=_is_on_device(lane, job))
-
-
-def _is_on_device(lane: Lane, job: MapJob | StatisticsJob) -> bool:
-    """Whether chunks go to the worker's device, and all that is done to them can be done there."""
-    if not lane.has_device:
-        return False
-    return lane.kernel.on_device if lane.kernel is not None else resolved(job)[1] != "cpu"
-
-
-def compute_block(lane: Lane, job: MapJob, chunk: int, opened: Opened, target: ArrayCodec) -> Block:
-    """The valid part of a chunk after all steps of `job`, in one pass where they can be fused; in memory of the slot's, where `target`
-    encodes it best."""
-    grid, kernel = job.records[0].array(lane.group.array).grid, lane.kernel
-    if kernel is None:
-        block, _ = valid(grid, chunk, opened.block())
-        return np.asarray(block)
-    place = target.place(grid.extent(chunk), lane.slot)
-    if _is_on_device(lane, job):
-
-        def there(queue: Queue) -> Block:
-            return queue.download(kernel(*valid(grid, chunk, opened.array(queue))), place)
-
-        with lane.tally.timed("compute"):
-            return lane.on_device(there)
-    block, region = valid(grid, chunk, opened.block())
-    with lane.tally.timed("compute"):
-        set_place(lane, lane.codec.metadata, region, job.steps)
-        return lane.in_flight(lambda: kernel(block, region, place))
-
-
-def reduce_block(lane: Lane, job: StatisticsJob, chunk: int, opened: Opened) -> Reduction:
-    """What is asked of the valid part of a chunk after all steps of `job`."""
-    grid, kernel = job.records[0].array(lane.group.array).grid, lane.kernel
-
-    def reduced(block: Any, out: Block | None) -> Reduction:
-        block, region = valid(grid, chunk, block)
-        block = block if kernel is None else kernel(block, region, out)
-        found: Reduction = job.request.of(block if job.request.on_device else to_host(block), region)
-        return found
-
-    if _is_on_device(lane, job):
-        with lane.tally.timed("compute"):
-            return lane.on_device(lambda queue: reduced(opened.array(queue), None))
-    block = opened.block()
-    with lane.tally.timed("compute"):
-        set_place(lane, lane.codec.metadata, grid.region(chunk), job.steps)
-        place = lane.slot.computed.array(grid.extent(chunk), kernel.out_dtype) if kernel is not None else None
-        return lane.in_flight(lambda: reduced(block, place))
-
-
-def resolved(job: HasDevice) -> tuple[Backend, str]:
-    """The backend of a job, and its device as this worker, to which CUDA shows no other than its own, has it. DeviceUnavailable."""
-    return job.backend, select_device(job.device.partition(":")[0], job.backend)
-
-
-def set_place(lane: Lane, metadata: ArrayMetadata, region: Region, steps: Sequence[Operation]) -> None:
-    """Say to steps that run programs which chunk is worked on: the one of `metadata` that begins where `region` does."""
-    if any(step.runs_programs for step in steps):
-        grid = metadata.grid
-        chunk = grid.ravel(tuple(part.start // size for part, size in zip(region, grid.chunks, strict=True)))
-        current.set(Place(lane.group.dataset, lane.group.array, metadata.key(chunk), lane.store.writer.folder))
 
 
 def compile_for(record: DatasetRecord, array: str, job: MapJob | StatisticsJob) -> Block:
@@ -173,9 +80,7 @@ class MapJob:
         if self.in_place and source.recipe == UNKNOWN:
             raise _unknown(lane, chunk)
         target = lane.output_codec(self.target)
-        block = compute_block(lane, self, chunk, opened, target)
-        with lane.tally.timed("encode"):
-            data = target.encode(block, lane.slot)
+        data = encode_block(lane, self, chunk, opened, target)
         with lane.tally.timed("commit"):
             replica, here = lane.output(self.target, chunk, data, wanted, inputs)
             staged = lane.store.stage(replica, data, replaces=here, durable=self.durable)
@@ -249,7 +154,7 @@ class StatisticsJob:
     def process(self, lane: Lane, chunk: int) -> None:
         """The statistics of one chunk, placed in the kept axes of the whole array."""
         grid, keep = self.records[0].array(lane.group.array).grid, self.request.keep
-        part, region = reduce_block(lane, self, chunk, open_chunk(lane, self, chunk)), grid.region(chunk)
+        part, region = reduce_block(lane, self, self.request, chunk, open_chunk(lane, self, chunk)), grid.region(chunk)
         with lane.tally.timed("compute"):
             part = part.embed(tuple(grid.shape[axis] for axis in keep), tuple(region[axis] for axis in keep))
         lane.keep(chunk, part)

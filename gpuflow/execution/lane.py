@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from gpuflow.backends.accelerator import Array, Queue
 from gpuflow.cluster.keeping import Keeper
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
-from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
+from gpuflow.errors import ChunkCorrupt, ChunkLost, DeviceFull, GpuflowError, StaleChunk
 from gpuflow.execution.tally import Failure, Healed, Tally
 from gpuflow.execution.warm import Warm
 from gpuflow.steps.fuse import Kernel
@@ -27,13 +28,11 @@ from gpuflow.storage.byte_codecs import Bytes
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import digest, read_ahead
 from gpuflow.storage.frames import Frames, batching, compressor_of
-from gpuflow.storage.manifest import Replica
+from gpuflow.storage.framing import Framing, framing
+from gpuflow.storage.manifest import UNKNOWN, Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.tiers import Tier
-
-if TYPE_CHECKING:
-    from gpuflow.backends.cuda import Queue
 
 logger = logging.getLogger(__name__)
 
@@ -198,27 +197,38 @@ class Lane:
     @cached_property
     def batching(self) -> Callable[[Bytes], Frames | None] | None:
         """What makes batches for the device of the chunks that are read; None where they are decoded by the CPU."""
-        from gpuflow.backends.cuda import has_decoder
-
-        make = batching(self.codec) if has_decoder() else None
-        known, threads = self.runtime.calibration, self.runtime.worker.state.nthreads
-        if make is None or known is None or known.decodes_sooner_on_device(compressor_of(self.codec.metadata), threads):
+        accelerator, known = self.runtime.accelerator, self.runtime.calibration
+        make = batching(self.codec) if accelerator is not None and accelerator.has_codecs() else None
+        if make is None or known is None or known.decodes_sooner_on_device(compressor_of(self.codec.metadata), self._threads):
             return make
         return None
 
+    def framing(self, target: ArrayCodec) -> Callable[[tuple[int, ...]], Framing] | None:
+        """What the device encodes the chunks of `target` with; None where the CPU does, as it does unless the device was measured to be
+        faster."""
+        if target not in self._framings:
+            accelerator, known = self.runtime.accelerator, self.runtime.calibration
+            make = framing(target) if known is not None and accelerator is not None and accelerator.has_codecs() else None
+            sooner = make and known and known.encodes_sooner_on_device(compressor_of(target.metadata), self._threads)
+            self._framings[target] = make if sooner else None
+        return self._framings[target]
+
+    @cached_property
+    def _framings(self) -> dict[ArrayCodec, Callable[[tuple[int, ...]], Framing] | None]:
+        return {}
+
     @property
-    def has_device(self) -> bool:
-        """Whether chunks can lie in the memory of this worker's CUDA device."""
-        return self.runtime.flight is not None
+    def _threads(self) -> int:
+        threads: int = self.runtime.worker.state.nthreads
+        return threads
 
     def on_device(self, work: Callable[[Queue], T]) -> T:
         """What `work` gives, which has the device in its hands meanwhile, as others have; done again from its beginning when it was full.
         DeviceFull when it is so for this one alone."""
-        from gpuflow.backends.cuda import Queue
-
-        flight, slot = self.runtime.flight, self.slot
-        assert flight is not None  # or it would not have been asked for
-        queue: Queue = slot.queue or Queue()
+        accelerator, flight, slot = self.runtime.accelerator, self.runtime.flight, self.slot
+        assert accelerator is not None  # or it would not have been asked for
+        assert flight is not None
+        queue: Queue = slot.queue or accelerator.queue()
         slot.queue = queue
 
         def placed() -> T:
@@ -247,6 +257,39 @@ class Lane:
         self.tally.read += replica.nbytes
         self.tally.local_chunks += 1
         return replica, data
+
+    def read_directly(self, chunk: int) -> tuple[Replica, bytes | memoryview[int], Array | None]:
+        """As `read`, and the same bytes as they lie on the device, where it reads files by itself: what it read is verified here. Nothing
+        there where it does not, or could not."""
+        replica = self.there(self.group.dataset).get(chunk) if self._reads_directly and self.holds(chunk) else None
+        if replica is not None and replica.digest != EMPTY and replica.recipe != UNKNOWN:
+            with self.tally.timed("read"):
+                there = self._read_directly(replica)
+            if there is not None:
+                self.tally.read += replica.nbytes
+                self.tally.local_chunks += 1
+                return replica, self.slot.stored.bytes(replica.nbytes).data, there
+        return *self.read(chunk), None
+
+    def _read_directly(self, replica: Replica) -> Array | None:
+        path = f"{self._folder}/{self.codec.metadata.key(replica.chunk)}"
+
+        def there(queue: Queue) -> Array | None:
+            array = queue.read_file(path, replica.nbytes)
+            found = queue.download(array, self.slot.stored.bytes(replica.nbytes))
+            return array if digest(found.data) == replica.digest else None
+
+        try:
+            return self.on_device(there)
+        except (OSError, RuntimeError, DeviceFull) as error:
+            logger.warning("%s was not read by the device itself: %s", path, error)
+            return None
+
+    @cached_property
+    def _reads_directly(self) -> bool:
+        accelerator, known = self.runtime.accelerator, self.runtime.calibration
+        may = known is not None and known.reads_sooner_directly and accelerator is not None and accelerator.reads_files()
+        return may and self.batching is not None  # what the CPU decodes need not be there
 
     def read_ahead(self, chunk: int) -> None:
         """While this chunk is read, have the disk go on to the next of the group."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpuflow.backends.accelerator import Array, Queue
 from gpuflow.backends.block import on_host
 from gpuflow.storage.blocks import decoded
 from gpuflow.storage.codecs import Block
@@ -18,7 +19,6 @@ from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY
 
 if TYPE_CHECKING:
-    from gpuflow.backends.cuda import Array, Queue
     from gpuflow.execution.lane import Lane
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Opened:
             self._kept = self._warm.take(self.replica, lane.codec)
         if self._kept is None:
             began = time.perf_counter()
-            self.replica, self._data = lane.read(chunk)
+            self.replica, self._data, self._there = lane.read_directly(chunk) if on_device else (*lane.read(chunk), None)
             self._read_seconds = time.perf_counter() - began
 
     def block(self) -> Block:
@@ -72,7 +72,7 @@ class Opened:
         stored = np.frombuffer(self._data, np.uint8)
         try:
             frames = make(stored)
-            return None if frames is None else queue.decode(frames, stored)
+            return None if frames is None else queue.decode(frames, stored if self._there is None else self._there)
         except (ValueError, RuntimeError) as error:  # the CPU decodes it after all, or says what is wrong with it
             logger.warning("a chunk of %s was not decoded on the device: %s", self.replica.dataset, error)
             return None

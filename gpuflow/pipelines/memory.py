@@ -15,6 +15,7 @@ from gpuflow.pipelines.plan import ArrayPlan
 from gpuflow.pipelines.pulls import pulls_of
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import ArrayCodec
+from gpuflow.storage.framing import framing
 from gpuflow.storage.metadata import ArrayMetadata
 
 PROCESS_NBYTES = 264 * 2**20
@@ -96,8 +97,10 @@ def need_to_map(array: ArrayPlan, stored: StoredSizes) -> Need:
         return Need(array.path, array.source, stored.chunks, stored.largest_nbytes, stored.largest_nbytes)
     computed = _computed_nbytes(array)
     slot = need_to_read(array.path, array.source, stored).slot_nbytes + computed
-    # As it is stored; its frames decoded, and brought in order; what comes of it.
+    # As it is stored; its frames decoded, and brought in order; what comes of it; the same cut up, encoded, and brought together.
     there = stored.largest_nbytes + 2 * array.source.chunk_nbytes + computed if array.steps else 0
+    if there and framing(ArrayCodec(array.target)) is not None:
+        there += 3 * array.target.chunk_nbytes
     return Need(
         array.path, array.source, stored.chunks, slot + _encoded_nbytes(array), stored.largest_nbytes, device_nbytes=there
     )

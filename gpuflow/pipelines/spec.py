@@ -280,7 +280,9 @@ class RunSpec(_Section, frozen=True):
         Literal["durable", "atomic"],
         Field(description="durable: commits survive a power loss; atomic: the death of processes, and digests find the rest."),
     ] = "durable"
-    backend: Annotated[Literal["auto", "numba", "torch"], Field(description="What compiles expressions.")] = "auto"
+    backend: Annotated[Literal["auto", "numba", "torch", "torch.compile"], Field(description="What compiles expressions.")] = (
+        "auto"
+    )
     memory: Annotated[
         int | None,
         PlainValidator(memory_nbytes, json_schema_input_type=int | str | None),

@@ -51,11 +51,25 @@ class Calibration:
     """By the names of `storage.metadata.COMPRESSORS`; `none` is not measured, since it does nothing."""
     device_decode_gb_s: Mapping[str, float] = field(default_factory=dict)
     """Of shards that a CUDA device of the node decodes, copied to it, by the same names; empty without one."""
+    device_encode_gb_s: Mapping[str, float] = field(default_factory=dict)
+    """Of shards that it encodes, copied from it."""
+    device_read_gb_s: Mapping[str, float] = field(default_factory=dict)
+    """Of files, not in the page cache, to its memory and verified: `copied` by way of the host, `direct` by the device itself if it may."""
 
     def decodes_sooner_on_device(self, compressor: str, threads: int) -> bool:
         """Whether the device decodes what `threads` threads would decode meanwhile; True for what was not measured."""
         there, here = self.device_decode_gb_s.get(compressor), self.codecs.get(compressor)
         return there is None or here is None or there >= threads * here.decode_gb_s
+
+    def encodes_sooner_on_device(self, compressor: str, threads: int) -> bool:
+        """The same of encoding; False for what was not measured: only what was decoded again, and was the same, is trusted."""
+        there, here = self.device_encode_gb_s.get(compressor), self.codecs.get(compressor)
+        return there is not None and here is not None and there >= threads * here.encode_gb_s
+
+    @property
+    def reads_sooner_directly(self) -> bool:
+        """Whether the device reads files sooner by itself."""
+        return self.device_read_gb_s.get("direct", 0.0) > self.device_read_gb_s.get("copied", math.inf)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as the file has it."""
@@ -71,11 +85,20 @@ class Calibration:
                 name: CodecRates(**{one.name: _positive(rates[one.name]) for one in fields(CodecRates)})
                 for name, rates in data["codecs"].items()
             }
-            plain = ("measured_at", "threads", "codecs", "device_decode_gb_s")
-            there = {str(name): _positive(rate) for name, rate in data.get("device_decode_gb_s", {}).items()}
+            tables = ("device_decode_gb_s", "device_encode_gb_s", "device_read_gb_s")
+            plain = ("measured_at", "threads", "codecs", *tables)
+            decode, encode, read = ({str(k): _positive(rate) for k, rate in data.get(key, {}).items()} for key in tables)
             rates = {one.name: _positive(data[one.name]) for one in fields(cls) if one.name not in plain}
             when, threads = str(data["measured_at"]), int(_positive(data["threads"]))
-            return cls(measured_at=when, threads=threads, codecs=codecs, device_decode_gb_s=there, **rates)
+            return cls(
+                measured_at=when,
+                threads=threads,
+                codecs=codecs,
+                device_decode_gb_s=decode,
+                device_encode_gb_s=encode,
+                device_read_gb_s=read,
+                **rates,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedCalibration(f"{type(error).__name__}: {error}") from error
 

@@ -115,6 +115,15 @@ def read_into(path: str | Path, nbytes: int, buffer: Buffer) -> memoryview[int] 
     return memory.data[:nbytes] if position == nbytes else None
 
 
+def drop_from_cache(path: str | Path) -> None:
+    """Take a file that is on the disk out of the page cache; a file system in memory keeps it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
+
+
 def read_ahead(path: str | Path) -> None:
     """Have the kernel fetch a file that will be read soon, if it is there."""
     try:

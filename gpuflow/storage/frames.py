@@ -21,7 +21,7 @@ from gpuflow.storage.shards import ABSENT, ALIGNMENT, Shard
 _LARGEST_NBYTES = 2**20
 """Of a decoded frame: one is decoded by one group of a device's threads, so that a few large ones leave it idle (nvCOMP advises 64 KiB)."""
 
-_LZ4_HEADER_NBYTES = 4
+LZ4_HEADER_NBYTES = 4
 """numcodecs puts the decoded size, little-endian, before the raw block."""
 
 
@@ -65,22 +65,33 @@ _ALIGNMENT = {"zstd": 8, "lz4": 4, "gzip": 16}
 
 
 def batching(codec: ArrayCodec) -> Callable[[Bytes], Frames | None] | None:
-    """What makes batches of an array's stored shards; None where they are not shards of inner chunks that a device can decode: small, in
-    this machine's byte order, and compressed by one codec that it has."""
+    """What makes batches of an array's stored shards; None where no device can decode them, see `is_fit`."""
+    if not is_fit(codec):
+        return None
+    shard, name = codec.shard, compressor_of(codec.metadata)
+    assert shard is not None
+    return lambda data: frames_of(name, shard, data)
+
+
+def is_fit(codec: ArrayCodec) -> bool:
+    """Whether stored objects are shards of inner chunks that a device can do: small, in this machine's byte order, and compressed by one
+    codec that it has."""
     shard = codec.shard
     if shard is None or len(shard.inner.links) != 1 or not shard.inner.is_native or shard.inner.nbytes > _LARGEST_NBYTES:
-        return None
-    if shard.inner.nbytes % ALIGNMENT:
-        return None  # decoders write to aligned memory only
-    name = compressor_of(codec.metadata)
-    return (lambda data: frames_of(name, shard, data)) if name in _ALIGNMENT else None
+        return False
+    # Decoders write to aligned memory only.
+    return not shard.inner.nbytes % ALIGNMENT and compressor_of(codec.metadata) in _ALIGNMENT
 
 
 def compressor_of(metadata: ArrayMetadata) -> str:
     """The name of what inner chunks are compressed by, as in `COMPRESSORS`. Of an array that is stored in shards."""
+    return name_of(compression_of(metadata))[0].removeprefix("numcodecs.")
+
+
+def compression_of(metadata: ArrayMetadata) -> Any:
+    """The last codec of inner chunks, as the document has it."""
     ((_, configuration),) = [name_of(one) for one in metadata.document["codecs"]]
-    name, _ = name_of(configuration["codecs"][-1])
-    return name.removeprefix("numcodecs.")
+    return configuration["codecs"][-1]
 
 
 def frames_of(codec: str, shard: Shard, data: Bytes) -> Frames | None:
@@ -91,14 +102,14 @@ def frames_of(codec: str, shard: Shard, data: Bytes) -> Frames | None:
     offsets, sizes = (index[numbers, column].astype(np.int64) for column in (0, 1))
     nbytes = shard.inner.nbytes
     if codec == "lz4" and len(numbers):
-        if (sizes <= _LZ4_HEADER_NBYTES).any():
+        if (sizes <= LZ4_HEADER_NBYTES).any():
             raise CodecError(f"inner chunk {numbers[np.argmin(sizes)]}: an LZ4 frame of {sizes.min()} bytes")
-        heads = data[offsets[:, None] + np.arange(_LZ4_HEADER_NBYTES)]
+        heads = data[offsets[:, None] + np.arange(LZ4_HEADER_NBYTES)]
         told = np.ascontiguousarray(heads).view("<u4").reshape(-1)
         if (told != nbytes).any():
             wrong = int(np.argmax(told != nbytes))
             raise CodecError(f"inner chunk {numbers[wrong]}: a frame decodes to {told[wrong]} bytes, not {nbytes}")
-        offsets, sizes = offsets + _LZ4_HEADER_NBYTES, sizes - _LZ4_HEADER_NBYTES
+        offsets, sizes = offsets + LZ4_HEADER_NBYTES, sizes - LZ4_HEADER_NBYTES
     if (offsets % _ALIGNMENT[codec]).any():
         return None
     return Frames(codec, offsets, sizes, numbers, nbytes, shard)

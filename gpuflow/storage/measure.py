@@ -21,8 +21,8 @@ from gpuflow.errors import StoreError
 from gpuflow.storage.buffers import Buffer, Slot
 from gpuflow.storage.calibration import Calibration, CodecRates, keep
 from gpuflow.storage.codecs import ArrayCodec
-from gpuflow.storage.disk import store_errors, write_file
-from gpuflow.storage.measure_device import device_decode_rates
+from gpuflow.storage.disk import drop_from_cache, store_errors, write_file
+from gpuflow.storage.measure_device import device_rates
 from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata
 from gpuflow.storage.node import NodeStore
 from gpuflow.units import format_nbytes
@@ -41,6 +41,7 @@ _FIELD_SHAPE = (128, 128, 128)
 def calibrate(store: NodeStore, threads: int) -> Calibration:
     """Measure the node with `threads` writers, and keep the figures in its root. StoreError without room for the temporary files."""
     files = [Path(store.writer.temporary()) for _ in range(threads)]
+    read_by_device = Path(store.writer.temporary())
     largest = max(_PROBE_NBYTES, min(_LARGEST_NBYTES, _ALL_NBYTES // threads))
     with store_errors(store.root):
         _check_room(store.root, largest * threads)
@@ -50,8 +51,9 @@ def calibrate(store: NodeStore, threads: int) -> Calibration:
                 one_write, one_read, cached = disk.rates(1)
                 all_write, all_read, _ = (one_write, one_read, cached) if threads == 1 else disk.rates(threads)
             fsync_seconds, create_seconds = _small_files(store)
+            device = device_rates(representative_field(), read_by_device)
         finally:
-            for path in files:
+            for path in (*files, read_by_device):
                 with suppress(OSError):  # it goes with the writer's folder
                     path.unlink(missing_ok=True)
     measured = Calibration(
@@ -66,7 +68,9 @@ def calibrate(store: NodeStore, threads: int) -> Calibration:
         fsync_seconds=fsync_seconds,
         create_seconds=create_seconds,
         codecs={name: _codec_rates(name) for name in COMPRESSORS if name != "none"},
-        device_decode_gb_s=device_decode_rates(representative_field()),
+        device_decode_gb_s=device.decode,
+        device_encode_gb_s=device.encode,
+        device_read_gb_s=device.read,
     )
     keep(store.root, measured)
     return measured
@@ -99,7 +103,7 @@ class _Disk:
         for _ in range(_REPEATS):
             written.append(self._all(self._write, threads))
             for path in self._files[:threads]:
-                _drop_cached(path)
+                drop_from_cache(path)
             cold.append(self._all(self._read, threads))
             warm.append(self._all(self._read, threads))
         total = threads * self._nbytes / 1e9
@@ -136,15 +140,6 @@ def _seconds(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return max(time.perf_counter() - began, 1e-9)
-
-
-def _drop_cached(path: Path) -> None:
-    """Take a file that is on the disk out of the page cache; a file system in memory keeps it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def _small_files(store: NodeStore) -> tuple[float, float]:

@@ -93,7 +93,7 @@ class Shard:
         """Where in `encoded` the block of a whole shard will lie, if it is stored as it is."""
         if not self._is_raw:
             return None
-        begin, nbytes = self._begin, prod(self.counts) * self.inner.nbytes
+        begin, nbytes = self.begin, prod(self.counts) * self.inner.nbytes
         return encoded.bytes(self.bound)[begin : begin + nbytes].view(self.inner.dtype).reshape(self.shape)
 
     @cached_property
@@ -102,16 +102,15 @@ class Shard:
         return not self.inner.links and self.inner.is_native and self.is_slabs and not self.inner.nbytes % ALIGNMENT
 
     @cached_property
-    def _begin(self) -> int:
+    def begin(self) -> int:
         """Where the first inner chunk lies."""
         return _aligned(self.index.bound) if self.at_start else 0
 
     def encode(self, block: Block, extent: tuple[int, ...], encoded: Buffer, scratch: Buffer) -> Bytes:
         """The shard that holds `block`, in `encoded`. Inner chunks wholly outside `extent`, the valid part of it, are left out."""
-        memory = encoded.bytes(self.bound)
-        frames = np.full((prod(self.counts), 2), ABSENT, dtype=np.uint64)
-        begin = position = self._begin
-        valid = self._valid(extent)
+        memory, frames = encoded.bytes(self.bound), self.no_frames()
+        begin = position = self.begin
+        valid = self.within(extent)
         slabs = self._raw_slabs(block, valid)
         if slabs is not None:
             nbytes = self.inner.nbytes
@@ -122,9 +121,17 @@ class Shard:
             frames[: len(valid), 1] = nbytes
         else:
             position = self._add_frames(block, set(valid.tolist()), frames, memory, position, scratch)
+        return self.with_index(frames, memory, position)
+
+    def no_frames(self) -> NDArray[np.uint64]:
+        """(offset, nbytes) of each inner chunk, where none is stored."""
+        return np.full((prod(self.counts), 2), ABSENT, dtype=np.uint64)
+
+    def with_index(self, frames: NDArray[np.uint64], memory: Bytes, position: int) -> Bytes:
+        """The shard in `memory`, whose frames lie there already, up to `position`."""
         index = np.frombuffer(self.index.encode(frames, Buffer()), dtype=np.uint8)
         end = position if self.at_start else position + len(index)
-        place = memory[:begin] if self.at_start else memory[position:end]
+        place = memory[: self.begin] if self.at_start else memory[position:end]
         place[: len(index)] = index
         place[len(index) :] = 0
         return memory[:end]
@@ -150,7 +157,8 @@ class Shard:
             return None
         return block.reshape(-1).view(np.uint8)[: count * self.inner.nbytes]
 
-    def _valid(self, extent: tuple[int, ...]) -> NDArray[np.intp]:
+    def within(self, extent: tuple[int, ...]) -> NDArray[np.intp]:
+        """Inner chunks that have something of the valid part of a shard."""
         inside = np.zeros(self.counts, dtype=bool)
         inside[tuple(slice(0, -(-size // part)) for size, part in zip(extent, self.inner.shape, strict=True))] = True
         return np.flatnonzero(inside)

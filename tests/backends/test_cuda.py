@@ -20,7 +20,7 @@ from .samples import spec_of, whole
 if why_no_cuda("cupy"):
     pytest.skip(why_no_cuda("cupy"), allow_module_level=True)
 
-from gpuflow.backends.cuda import TOLERANCE_ULP, DeviceMemory, Queue, cupy, pinned, release_memory
+from gpuflow.backends.cuda import TOLERANCE_ULP, Cuda, DeviceMemory, Queue, cupy
 from gpuflow.storage.tier_entries import Key, Version
 from gpuflow.storage.tiers import Tier
 
@@ -57,7 +57,7 @@ def test_moments_are_those_of_the_cpu(dtype: str, keep: tuple[int, ...]) -> None
 
 
 def test_copies_of_a_queue() -> None:
-    queue, host = Queue(), pinned(2**20).view(np.float32).reshape(2, -1)
+    queue, host = Queue(), Cuda().pinned(2**20).view(np.float32).reshape(2, -1)
     host[...] = np.random.default_rng(1).normal(size=host.shape)
     out = np.empty_like(host)
     with queue():
@@ -90,10 +90,10 @@ def test_a_tier_of_the_device_above_one_of_the_host() -> None:
 
 
 def test_memory_is_given_back() -> None:
-    release_memory()
+    Cuda().release()
     free, _ = cupy.cuda.runtime.memGetInfo()
     kernel = TestCuda().compile((Map(expression="x + 1"),), spec_of(np.zeros((4, 2**20), np.float32)))
     for _ in range(50):
         kernel(np.zeros((4, 2**20), np.float32), (slice(0, 4), slice(0, 2**20)))
-    release_memory()
+    Cuda().release()
     assert cupy.cuda.runtime.memGetInfo()[0] >= free - 2**22

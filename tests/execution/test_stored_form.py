@@ -144,6 +144,7 @@ def test_a_plan_says_where_chunks_for_a_device_are_decoded(three_nodes: Connecti
             plan, _ = prepare(found, spec)
             details = plan_details(plan, plan_all_chunks(found, plan), device)
             decoded[device.partition(":")[0], steps] = details["arrays"]["data"]["decoded_by"]
+            assert bool(details["arrays"]["data"]["encoded_by"]) == (device != "cpu")
     assert decoded == {
         ("cpu", "map"): "",
         ("cpu", "gathered"): "",
