@@ -31,8 +31,10 @@ from gpuflow.objectstore.ingest import remove_dataset
 from gpuflow.pipelines.load import from_dict
 from gpuflow.steps.base import ArraySpec
 from gpuflow.steps.fuse import compile_steps
+from gpuflow.storage.buffers import Slot
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.frames import batching
+from gpuflow.storage.framing import framing
 from gpuflow.storage.metadata import ArrayMetadata
 
 SHARD, INNER = (16, 512, 512), (1, 128, 128)  # 16 MiB of float32, in frames of 64 KiB
@@ -59,6 +61,7 @@ def measure(arguments: argparse.Namespace) -> Report:
         _ceilings(report, path, arguments.rounds)
         _kernels(report, arguments.rounds)
         _decoding(report, path, arguments.rounds)
+        _encoding(report, path, arguments.rounds)
         _to_device(report, path, arguments.rounds)
         _pipelines(report, base, path, arguments)
     return report
@@ -175,6 +178,40 @@ def _decoding(report: Report, path: Path, rounds: int) -> None:
             on_device()
             interleave(report, "zstd frames of 64 KiB", {"gpuflow": on_device, "all cores": on_cpu}, rounds)
     report.check("batched zstd / numcodecs on all cores", report.ratio("zstd frames of 64 KiB", "gpuflow", "all cores"), ">=", 10)
+
+
+def _encoding(report: Report, path: Path, rounds: int) -> None:
+    """Blocks that lie on the device, encoded and copied back, against all cores; what came back is what it was."""
+    from gpuflow.backends.cuda import Cuda
+
+    codec, accelerator = ArrayCodec(ArrayMetadata(json.loads((path / "zarr.json").read_text()))), Cuda()
+    make, queue, slot = framing(codec), accelerator.queue(), Slot(accelerator.pinned)
+    assert make is not None
+    batch, blocks = make(SHARD), [codec.decode(data) for data in _stored(path)[:4]]
+    nbytes, cores = sum(block.nbytes for block in blocks), len(os.sched_getaffinity(0))
+
+    def encoded(there: Any) -> Any:
+        frames, sizes = queue.encode(batch, there)
+        queue.download(frames, batch.place(sizes, slot.encoded))
+        return batch.finish(sizes, slot.encoded)
+
+    with queue(), ThreadPoolExecutor(cores) as pool:
+        on_device = [queue.upload(block) for block in blocks]
+        for block, there in zip(blocks, on_device, strict=True):
+            np.testing.assert_array_equal(codec.decode(encoded(there)), block)
+
+        def timed(work: Callable[[], Any]) -> float:
+            began = time.perf_counter()
+            work()
+            return nbytes / 1e9 / (time.perf_counter() - began)
+
+        times = -(-cores // len(blocks))  # so that every core has a block
+        sides = {
+            "gpuflow": lambda: timed(lambda: [encoded(there) for there in on_device]),
+            "all cores": lambda: times * timed(lambda: list(pool.map(codec.encode, blocks * times))),
+        }
+        interleave(report, "encode to zstd frames of 64 KiB", sides, rounds)
+    report.ratio("encode to zstd frames of 64 KiB", "gpuflow", "all cores")
 
 
 def _files(path: Path) -> list[Path]:
