@@ -11,7 +11,7 @@ from gpuflow.errors import ConfigError, DeviceUnavailable
 
 def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert select.select_backend("auto") == select.select_backend("numba") == "numba"
-    with pytest.raises(ConfigError, match="backend 'jax' is unknown; use auto, numba, torch or torch.compile"):
+    with pytest.raises(ConfigError, match=r"use auto, numba, torch or torch\.compile"):
         select.select_backend("jax")
     monkeypatch.setattr(select, "find_spec", lambda name: None)
     with pytest.raises(DeviceUnavailable, match="PyTorch is not installed"):
