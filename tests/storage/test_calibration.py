@@ -63,3 +63,18 @@ def test_where_frames_are_decoded_sooner() -> None:
     assert known.decodes_sooner_on_device("lz4", 64), "it was not measured"
     assert Calibration.from_dict(known.to_dict()) == known
     assert not calibration().to_dict()["device_decode_gb_s"]
+
+
+def test_where_blocks_are_encoded_sooner() -> None:
+    known = calibration(device_encode_gb_s={"zstd": 2.5, "lz4": 9.0})
+    assert [known.encodes_sooner_on_device("zstd", threads) for threads in (3, 4)] == [True, False]
+    assert not known.encodes_sooner_on_device("gzip", 1), "it was not measured"
+    assert not known.encodes_sooner_on_device("lz4", 1), "nor was the CPU's"
+    assert Calibration.from_dict(known.to_dict()) == known
+
+
+def test_where_files_are_read_sooner() -> None:
+    assert not calibration().reads_sooner_directly
+    assert not calibration(device_read_gb_s={"copied": 2.0}).reads_sooner_directly
+    assert not calibration(device_read_gb_s={"copied": 2.0, "direct": 1.9}).reads_sooner_directly
+    assert calibration(device_read_gb_s={"copied": 2.0, "direct": 2.1}).reads_sooner_directly
