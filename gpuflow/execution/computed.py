@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from gpuflow.backends.accelerator import Queue
 from gpuflow.backends.block import to_host
 from gpuflow.backends.select import Backend, select_device
 from gpuflow.execution.lane import Lane
+from gpuflow.execution.lane_device import LaneDevice
 from gpuflow.execution.opened import Opened
 from gpuflow.grid import Grid
 from gpuflow.pipelines.plan import spec_of
@@ -20,6 +21,7 @@ from gpuflow.steps.base import Operation, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.steps.place import Place, current
 from gpuflow.storage.codecs import ArrayCodec, Block
+from gpuflow.storage.framing import Framing
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.record import DatasetRecord
 
@@ -55,13 +57,13 @@ def open_chunk(lane: Lane, job: ChunkJob, chunk: int) -> Opened:
     """Read, and to be decoded where the steps of `job` are computed. See `Lane.read` for what is raised."""
     if job.steps and lane.kernel is None:
         lane.kernel = compile_steps(job.steps, spec_of(lane.codec.metadata), *resolved(job))
-    return Opened(lane, chunk, on_device=_is_on_device(lane, job))
+    return Opened(lane, chunk, _device(lane, job))
 
 
-def _is_on_device(lane: Lane, job: ChunkJob) -> bool:
-    """Whether chunks go to the worker's device, and all that is done to them can be done there."""
-    accelerator = lane.runtime.accelerator
-    return accelerator is not None and accelerator.takes(lane.kernel, resolved(job)[1])
+def _device(lane: Lane, job: ChunkJob) -> LaneDevice | None:
+    """The worker's device, where chunks go to it and all that is done to them can be done there."""
+    device = lane.device
+    return device if device is not None and device.accelerator.takes(lane.kernel, resolved(job)[1]) else None
 
 
 def encode_block(lane: Lane, job: ChunkJob, chunk: int, opened: Opened, target: ArrayCodec) -> Any:
@@ -81,24 +83,24 @@ def _computed(lane: Lane, job: ChunkJob, chunk: int, opened: Opened, target: Arr
         block, _ = valid(grid, chunk, opened.block())
         return np.asarray(block), False
     place = target.place(grid.extent(chunk), lane.slot)
-    if _is_on_device(lane, job):
+    device = _device(lane, job)
+    if device is not None:
 
         def there(queue: Queue) -> tuple[Block, bool]:
             made = kernel(*valid(grid, chunk, opened.array(queue)))
-            encoded = _encoded_there(lane, queue, made, target)
+            encoded = _encoded_there(lane, device.framing(target), queue, made)
             return (queue.download(made, place), False) if encoded is None else (encoded, True)
 
         with lane.tally.timed("compute"):
-            return lane.on_device(there)
+            return device.run(there)
     block, region = valid(grid, chunk, opened.block())
     with lane.tally.timed("compute"):
         set_place(lane, lane.codec.metadata, region, job.steps)
         return lane.in_flight(lambda: kernel(block, region, place)), False
 
 
-def _encoded_there(lane: Lane, queue: Queue, made: Any, target: ArrayCodec) -> Block | None:
+def _encoded_there(lane: Lane, make: Callable[[tuple[int, ...]], Framing] | None, queue: Queue, made: Any) -> Block | None:
     """The stored bytes of what lies on the device; None where the CPU is to encode it."""
-    make = lane.framing(target)
     if make is None:
         return None
     framing, encoded = make(made.shape), lane.slot.encoded
@@ -121,9 +123,10 @@ def reduce_block(lane: Lane, job: ChunkJob, request: Request, chunk: int, opened
         found: Reduction = request.of(block if request.on_device else to_host(block), region)
         return found
 
-    if _is_on_device(lane, job):
+    device = _device(lane, job)
+    if device is not None:
         with lane.tally.timed("compute"):
-            return lane.on_device(lambda queue: reduced(opened.array(queue), None))
+            return device.run(lambda queue: reduced(opened.array(queue), None))
     block = opened.block()
     with lane.tally.timed("compute"):
         set_place(lane, lane.codec.metadata, grid.region(chunk), job.steps)

@@ -13,23 +13,20 @@ from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
-from gpuflow.backends.accelerator import Array, Queue
 from gpuflow.cluster.keeping import Keeper
 from gpuflow.cluster.messages import ChunkGroup
 from gpuflow.cluster.peers import Holders, Transfer
 from gpuflow.cluster.results import send
 from gpuflow.cluster.worker_plugin import NodeRuntime, runtime
-from gpuflow.errors import ChunkCorrupt, ChunkLost, DeviceFull, GpuflowError, StaleChunk
+from gpuflow.errors import ChunkCorrupt, ChunkLost, GpuflowError, StaleChunk
+from gpuflow.execution.lane_device import LaneDevice
 from gpuflow.execution.tally import Failure, Healed, Tally
 from gpuflow.execution.warm import Warm
 from gpuflow.steps.fuse import Kernel
 from gpuflow.storage.buffers import Slot
-from gpuflow.storage.byte_codecs import Bytes
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import digest, read_ahead
-from gpuflow.storage.frames import Frames, batching, compressor_of
-from gpuflow.storage.framing import Framing, framing
-from gpuflow.storage.manifest import UNKNOWN, Replica
+from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.tiers import Tier
@@ -153,6 +150,10 @@ class Lane:
             self._replicas[dataset] = self.store.manifest.replicas_of(dataset, self.group.array, self.group.chunks)
         return self._replicas[dataset]
 
+    def path(self, chunk: int) -> str:
+        """The file of a chunk, whether it is here or not."""
+        return f"{self._folder}/{self.codec.metadata.key(chunk)}"
+
     @cached_property
     def _folder(self) -> str:
         return f"{self.store.root}/datasets/{self.group.dataset}/{self.group.array}"
@@ -195,50 +196,13 @@ class Lane:
         return Warm(tier, self.tally, fills=group.fills) if tier is not None and uses else None
 
     @cached_property
-    def batching(self) -> Callable[[Bytes], Frames | None] | None:
-        """What makes batches for the device of the chunks that are read; None where they are decoded by the CPU."""
-        accelerator, known = self.runtime.accelerator, self.runtime.calibration
-        make = batching(self.codec) if accelerator is not None and accelerator.has_codecs() else None
-        if make is None or known is None or known.decodes_sooner_on_device(compressor_of(self.codec.metadata), self._threads):
-            return make
-        return None
-
-    def framing(self, target: ArrayCodec) -> Callable[[tuple[int, ...]], Framing] | None:
-        """What the device encodes the chunks of `target` with; None where the CPU does, as it does unless the device was measured to be
-        faster."""
-        if target not in self._framings:
-            accelerator, known = self.runtime.accelerator, self.runtime.calibration
-            make = framing(target) if known is not None and accelerator is not None and accelerator.has_codecs() else None
-            sooner = make and known and known.encodes_sooner_on_device(compressor_of(target.metadata), self._threads)
-            self._framings[target] = make if sooner else None
-        return self._framings[target]
-
-    @cached_property
-    def _framings(self) -> dict[ArrayCodec, Callable[[tuple[int, ...]], Framing] | None]:
-        return {}
-
-    @property
-    def _threads(self) -> int:
-        threads: int = self.runtime.worker.state.nthreads
-        return threads
-
-    def on_device(self, work: Callable[[Queue], T]) -> T:
-        """What `work` gives, which has the device in its hands meanwhile, as others have; done again from its beginning when it was full.
-        DeviceFull when it is so for this one alone."""
-        accelerator, flight, slot = self.runtime.accelerator, self.runtime.flight, self.slot
-        assert accelerator is not None  # or it would not have been asked for
-        assert flight is not None
-        queue: Queue = slot.queue or accelerator.queue()
-        slot.queue = queue
-
-        def placed() -> T:
-            with queue():
-                return work(queue)
-
-        return flight.run(placed)
+    def device(self) -> LaneDevice | None:
+        """The worker's device, if it has one that chunks can go to."""
+        accelerator, flight = self.runtime.accelerator, self.runtime.flight
+        return LaneDevice(self, accelerator, flight) if accelerator is not None and flight is not None else None
 
     def in_flight(self, work: Callable[[], T]) -> T:
-        """The same for what brings blocks of the host to the device and back by itself, if there is one."""
+        """What `work` gives, which brings blocks of the host to the device and back by itself, if there is one."""
         flight = self.runtime.flight
         return work() if flight is None else flight.run(work)
 
@@ -250,52 +214,18 @@ class Lane:
             return self.fetch(chunk)
         with self.tally.timed("read"):
             replica = self.there(group.dataset)[chunk]
-            path = f"{self._folder}/{self.codec.metadata.key(chunk)}"
-            data: bytes | memoryview[int] | None = self.store.read_known(path, replica, self.slot.stored)
+            data: bytes | memoryview[int] | None = self.store.read_known(self.path(chunk), replica, self.slot.stored)
             if data is None:
                 replica, data = self._read_anew(chunk, heal)
         self.tally.read += replica.nbytes
         self.tally.local_chunks += 1
         return replica, data
 
-    def read_directly(self, chunk: int) -> tuple[Replica, bytes | memoryview[int], Array | None]:
-        """As `read`, and the same bytes as they lie on the device, where it reads files by itself: what it read is verified here. Nothing
-        there where it does not, or could not."""
-        replica = self.there(self.group.dataset).get(chunk) if self._reads_directly and self.holds(chunk) else None
-        if replica is not None and replica.digest != EMPTY and replica.recipe != UNKNOWN:
-            with self.tally.timed("read"):
-                there = self._read_directly(replica)
-            if there is not None:
-                self.tally.read += replica.nbytes
-                self.tally.local_chunks += 1
-                return replica, self.slot.stored.bytes(replica.nbytes).data, there
-        return *self.read(chunk), None
-
-    def _read_directly(self, replica: Replica) -> Array | None:
-        path = f"{self._folder}/{self.codec.metadata.key(replica.chunk)}"
-
-        def there(queue: Queue) -> Array | None:
-            array = queue.read_file(path, replica.nbytes)
-            found = queue.download(array, self.slot.stored.bytes(replica.nbytes))
-            return array if digest(found.data) == replica.digest else None
-
-        try:
-            return self.on_device(there)
-        except (OSError, RuntimeError, DeviceFull) as error:
-            logger.warning("%s was not read by the device itself: %s", path, error)
-            return None
-
-    @cached_property
-    def _reads_directly(self) -> bool:
-        accelerator, known = self.runtime.accelerator, self.runtime.calibration
-        may = known is not None and known.reads_sooner_directly and accelerator is not None and accelerator.reads_files()
-        return may and self.batching is not None  # what the CPU decodes need not be there
-
     def read_ahead(self, chunk: int) -> None:
         """While this chunk is read, have the disk go on to the next of the group."""
         following = self._following.get(chunk)
         if following is not None and self.holds(following):
-            read_ahead(f"{self._folder}/{self.codec.metadata.key(following)}")
+            read_ahead(self.path(following))
 
     @cached_property
     def _following(self) -> dict[int, int]:

@@ -20,6 +20,7 @@ from gpuflow.storage.node import EMPTY
 
 if TYPE_CHECKING:
     from gpuflow.execution.lane import Lane
+    from gpuflow.execution.lane_device import LaneDevice
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,9 @@ logger = logging.getLogger(__name__)
 class Opened:
     """Until the next one of the lane is. From a memory tier if this node's replica is the one that was decoded there, else read."""
 
-    def __init__(self, lane: Lane, chunk: int, *, on_device: bool = False) -> None:
-        """on_device: whether it is to be decoded there. See `Lane.read` for what is raised."""
-        self._lane, self._warm = lane, lane.warm_on_device if on_device else lane.warm
+    def __init__(self, lane: Lane, chunk: int, device: LaneDevice | None = None) -> None:
+        """device: where it is to be decoded; None: on the host. See `Lane.read` for what is raised."""
+        self._lane, self._device, self._warm = lane, device, lane.warm if device is None else lane.warm_on_device
         self._is_here = self._warm is not None and lane.holds(chunk)
         self._kept: Any = None
         self.replica: Replica
@@ -38,7 +39,7 @@ class Opened:
             self._kept = self._warm.take(self.replica, lane.codec)
         if self._kept is None:
             began = time.perf_counter()
-            self.replica, self._data, self._there = lane.read_directly(chunk) if on_device else (*lane.read(chunk), None)
+            self.replica, self._data, self._there = device.read(chunk) if device is not None else (*lane.read(chunk), None)
             self._read_seconds = time.perf_counter() - began
 
     def block(self) -> Block:
@@ -66,7 +67,7 @@ class Opened:
         return array
 
     def _decoded_there(self, queue: Queue) -> Array | None:
-        make = self._lane.batching
+        make = self._device.batching if self._device is not None else None
         if make is None or self.replica.digest == EMPTY:
             return None
         stored = np.frombuffer(self._data, np.uint8)
