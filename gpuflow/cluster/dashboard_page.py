@@ -62,7 +62,7 @@ function dress() {
 }
 const sheet = document.createElement('style');
 sheet.textContent = `@media (prefers-color-scheme: dark) {
-    html, body { background: #0d1117 !important; color: #e6edf3; }
+    html, body { background: #0d1117 !important; color: #e6edf3; color-scheme: dark; }
     .navbar ul, .navbar .dropdown-content { background-color: #161b22 !important; }
     .navbar li a { color: #e6edf3 !important; }
 }`;
@@ -201,7 +201,7 @@ class Page(DashboardComponent):
         every = sample[1][0] - sample[0][0] if len(sample) > 1 else 1
         which = "each chunk" if every == 1 else f"one in {every} chunks"
         _put(self.map.title, "text", f"{'/'.join(array)}: {which} of {observed.arrays[array]:,}")
-        dot = f"decoded in a worker's memory, too: {len(warm)} of these {len(sample)}" if warm else ""
+        dot = f"decoded in a worker's memory, too: {len(warm):,} of these {len(sample):,}" if warm else ""
         _put(self.legend, "text", legend({name: colours[name] for name in sorted(set(soonest))}, dot))
 
     def _in_memory(self, array: ArrayName, chunks: frozenset[int]) -> dict[int, set[str]]:

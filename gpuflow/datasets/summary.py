@@ -85,8 +85,15 @@ def _pick(grid: Grid) -> tuple[list[list[int]], tuple[int, ...]]:
         inner = prod(grid.counts[axis + 1 :])
         chunks = [chunk + position * inner for chunk in chunks for position in positions]
     width = next((len(positions) for positions in reversed(numbers) if len(positions) > 1), 1)
-    width = max(width, min(_COLUMNS, ceil(len(chunks) ** 0.5))) if width < 8 or width > _COLUMNS else width
-    return [chunks[start : start + width] for start in range(0, len(chunks), width)], tuple(every)
+    if width < 8:
+        width = max(width, min(_COLUMNS, ceil(len(chunks) ** 0.5)))
+    part = ceil(width / ceil(width / _COLUMNS))  # a long axis is cut into lines of nearly one length
+    lines = [
+        chunks[start + at : start + min(at + part, width)]
+        for start in range(0, len(chunks), width)
+        for at in range(0, width, part)
+    ]
+    return [line for line in lines if line], tuple(every)
 
 
 def _numbers(grid: Grid, every: Sequence[int]) -> list[int]:

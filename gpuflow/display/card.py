@@ -8,20 +8,22 @@ from html import escape
 from gpuflow.palette import IN_MEMORY
 
 _STYLE = """
-.gf{font:13px/1.45 system-ui,sans-serif;color:#1b1f24;background:#fff;border:1px solid #d0d7de;border-radius:8px;padding:10px 14px;
-max-width:60em;overflow-x:auto}
+.gf{font:13px/1.45 system-ui,sans-serif;color-scheme:light;color:#1b1f24;background:#fff;border:1px solid #d0d7de;border-radius:8px;
+padding:10px 14px;max-width:66em;overflow-x:auto}
 .gf h4{margin:0 0 2px;font-size:15px}.gf p{margin:2px 0;color:#57606a}.gf p.name{margin-top:8px;font-weight:600;color:inherit!important}
 .gf table{border-collapse:collapse;margin:6px 0}
 .gf th,.gf td{text-align:left;padding:2px 14px 2px 0;border:0;background:none;vertical-align:top;color:inherit}
-.gf th{font-weight:600;color:#57606a;white-space:nowrap}.gf svg{display:block;margin:4px 0}.gf .bad{color:#d00000}
+.gf th{font-weight:600;color:#57606a;white-space:nowrap}
+.gf td:not(:last-child){white-space:nowrap}.gf :is(th,td):last-child{padding-right:0}
+.gf svg{display:block;margin:4px 0}.gf .bad{color:#d00000}
 .gf .key{margin-right:12px;white-space:nowrap}
 .gf .dot{display:inline-block;width:9px;height:9px;border-radius:2px;margin-right:4px}.gf details{margin:4px 0}
 .gf pre{white-space:pre-wrap;margin:4px 0;background:none;color:inherit}
-@media (prefers-color-scheme:dark){.gf{color:#e6edf3;background:#161b22;border-color:#30363d}.gf p,.gf th{color:#9da7b3}
+@media (prefers-color-scheme:dark){.gf{color-scheme:dark;color:#e6edf3;background:#161b22;border-color:#30363d}.gf p,.gf th{color:#9da7b3}
 .gf .bad{color:#ff7b72}}
-[data-jp-theme-light="false"] .gf{color:#e6edf3;background:#161b22;border-color:#30363d}
+[data-jp-theme-light="false"] .gf{color-scheme:dark;color:#e6edf3;background:#161b22;border-color:#30363d}
 [data-jp-theme-light="false"] .gf :is(p,th){color:#9da7b3}[data-jp-theme-light="false"] .gf .bad{color:#ff7b72}
-[data-jp-theme-light="true"] .gf{color:#1b1f24;background:#fff;border-color:#d0d7de}
+[data-jp-theme-light="true"] .gf{color-scheme:light;color:#1b1f24;background:#fff;border-color:#d0d7de}
 [data-jp-theme-light="true"] .gf :is(p,th){color:#57606a}[data-jp-theme-light="true"] .gf .bad{color:#d00000}
 """
 

@@ -65,7 +65,7 @@ def dataset_card(
                 f"changed in place {counted(len(record.transforms), 'time')}", table(_transforms(record), ("", "begun", "steps"))
             )
         )
-    title = f"gpuflow dataset {record.name}" if snapshot is None else f"snapshot {snapshot} of gpuflow dataset {record.name}"
+    title = f"gpuflow dataset {record.name}" if snapshot is None else f"gpuflow dataset {record.name}, snapshot {snapshot}"
     return card(title, *parts)
 
 
@@ -128,7 +128,7 @@ def _drawn(
     picture = grid(cells, {**colours, _NOWHERE: MISSING}, cell, dotted)
     which = "each chunk" if max(summary.every, default=1) == 1 else f"one in {' x '.join(map(str, summary.every))} chunks"
     along = ", ".join(dim or "-" for dim in metadata.dims) or "no axis"
-    warm = f"; {sum(map(sum, dotted))} of these {sum(map(len, cells))} in a worker's memory" if in_memory else ""
+    warm = f"; {sum(map(sum, dotted)):,} of these {sum(map(len, cells)):,} in a worker's memory" if in_memory else ""
     notes = [line(f"{which}, along {along}{warm}")]
     if metadata.attributes:
         notes.append(table([(str(key), str(value)[:200]) for key, value in list(metadata.attributes.items())[:20]]))

@@ -100,7 +100,7 @@ def test_a_card_marks_what_is_in_memory(four_nodes: Connection, source: Path, ro
     with gpuflow.open("warm", connection=four_nodes) as warm:
         cold = warm._repr_html_()
         assert (dots(cold), "memory" in checked(cold)) == (0, False)
-        asked = {"source": "warm", "statistics": {"where": "x > 0"}, "run": {"cache": "16MiB"}}
+        asked = {"source": "warm", "statistics": {}, "run": {"cache": "16MiB"}}
         assert run_statistics(four_nodes, any_from_dict(asked)).status == "done"
         until(lambda: 12 < dots(warm._repr_html_()) == sum(warm.tiers()["ram"].values()), "what the workers keep, on the card")
         count = dots(warm._repr_html_())
@@ -209,6 +209,7 @@ def test_a_card_of_many_chunks_is_small_and_soon_there(tmp_path: Path) -> None:
         html = many._repr_html_()
     assert time.perf_counter() - began < 1  # 10^6 in 300 ms: ci/bench explore
     assert "one in 64 chunks" in checked(html)
+    assert max(int(width) for width in re.findall(r'<svg width="(\d+)"', html)) <= 640, "a long axis is cut into lines"
     assert "100000" in html
 
 

@@ -93,7 +93,7 @@ def _is_as_it_was(kept: gpuflow.explore.dataset.Dataset) -> None:
     assert (
         f"taken {entry['created']} of moved before any in-place pipeline; 1 array, {format_nbytes(entry['nbytes'])} kept" in text
     )
-    assert "snapshot before of gpuflow dataset moved" in text
+    assert "gpuflow dataset moved, snapshot before" in text
     assert "changed in place" not in text
     assert "snapshot 'before'" in repr(kept)
 
