@@ -9,7 +9,7 @@ from gpuflow.palette import IN_MEMORY
 
 _STYLE = """
 .gf{font:13px/1.45 system-ui,sans-serif;color-scheme:light;color:#1b1f24;background:#fff;border:1px solid #d0d7de;border-radius:8px;
-padding:10px 14px;max-width:66em;overflow-x:auto}
+padding:10px 14px;width:fit-content;max-width:min(100%,82em);box-sizing:border-box;overflow-x:auto}
 .gf h4{margin:0 0 2px;font-size:15px}.gf p{margin:2px 0;color:#57606a}.gf p.name{margin-top:8px;font-weight:600;color:inherit!important}
 .gf table{border-collapse:collapse;margin:6px 0}
 .gf th,.gf td{text-align:left;padding:2px 14px 2px 0;border:0;background:none;vertical-align:top;color:inherit}
