@@ -63,7 +63,7 @@ def ingest(
     opened = open_source(source, **options)
     if append and link:
         raise ConfigError([Problem("what is appended cannot be linked: its slices become parts of other chunks", "link")])
-    with _connected(connection) as cluster, shown(progress) as bar:
+    with _connected(connection) as cluster, shown(progress, f"ingest of {name}") as bar:
         if append:
             return ReceiptCard.of(raise_for(append_sources(cluster, [opened], name, axis=axis, progress=bar)))
         return ReceiptCard.of(raise_for(ingest_source(cluster, opened, name, link=link, progress=bar)))
@@ -85,10 +85,17 @@ def run(
     if connection is None and scheduler_address() is None:
         choose_here(spec)
     connected = _connected(connection, device=spec.run.device, workers=spec.run.workers, allow_exec=allow_exec)
-    with connected as cluster, shown(progress) as bar:
+    with connected as cluster, shown(progress, _title(spec)) as bar:
         if isinstance(spec, StatisticsPipeline):
             return ReceiptCard.of(raise_for(run_statistics(cluster, spec, progress=bar)))
         return ReceiptCard.of(raise_for(run_and_heal(cluster, spec, stack=stack, progress=bar)))
+
+
+def _title(spec: AnyPipeline) -> str:
+    """Of a run that is under way."""
+    if isinstance(spec, StatisticsPipeline):
+        return f"{spec.source.dataset} -> statistics"
+    return f"{spec.source.dataset} -> {spec.output.dataset or spec.source.dataset}"
 
 
 def watch(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 PALETTE = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#994455", "#997700", "#6699cc", "#bbbbbb")
 """Further ones repeat."""
 MISSING = "#d00000"
+IN_MEMORY = "#000000"
+"""Of the dot on a chunk that is in a worker's memory: lightness alone tells it from each of PALETTE, as WCAG 2.2 asks (3:1 or more)."""
 
 
 def colours_of(names: Sequence[str]) -> dict[str, str]:

@@ -12,12 +12,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+import numpy as np
 from distributed import Client
 
 from gpuflow import __version__
 from gpuflow.backends.select import check_device_word
 from gpuflow.cluster.launch import EmbeddedCluster, existing_roots
-from gpuflow.cluster.messages import unpacked_column
+from gpuflow.cluster.messages import packed_column, unpacked_column
 from gpuflow.cluster.results import Results
 from gpuflow.cluster.worker_plugin import on_store, sent_bytes
 from gpuflow.errors import ClusterError, GpuflowError
@@ -66,9 +67,10 @@ class Connection:
             raise ClusterError("no node has joined the cluster", "start one with `gpuflow node --scheduler ADDRESS --root ROOT`")
         return dict(sorted(found.items()))
 
-    def resident(self, dataset: str, array: str) -> dict[str, tuple[str, list[int]]]:
-        """By worker: its node, and the chunks of an array that it has decoded in memory."""
-        answer = self.ask("gf_resident", dataset=dataset, array=array)
+    def resident(self, dataset: str, array: str, among: Sequence[int] | None = None) -> dict[str, tuple[str, list[int]]]:
+        """By worker: its node, and the chunks of an array that it has decoded in memory. among: of these alone."""
+        asked = None if among is None else packed_column(np.array(among, np.int64))
+        answer = self.ask("gf_resident", dataset=dataset, array=array, among=asked)
         return {worker: (node, unpacked_column(chunks).tolist()) for worker, node, chunks in answer}
 
     def ask(self, operation: str, **kwargs: Any) -> Any:

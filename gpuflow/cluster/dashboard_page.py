@@ -1,5 +1,5 @@
-"""What the page `/gpuflow` shows: runs, watched pipelines, where an array's chunks lie, each node's share and queue, bytes read and
-shipped.
+"""What the page `/gpuflow` shows: runs, watched pipelines, where an array's chunks lie and which are in memory, each node's share and
+queue, bytes read and shipped.
 
 Made for each browser that opens it, and brought up to date only while one looks. What is sent to it is bounded: some chunks of one array,
 the busiest nodes, the last runs, five minutes. The only module that imports Bokeh."""
@@ -21,7 +21,8 @@ from gpuflow.cluster.dashboard_text import headline, legend, runs_table, watches
 from gpuflow.cluster.figures import SECONDS
 from gpuflow.cluster.inventory import ArrayName
 from gpuflow.cluster.observed import NodeFigures, Observed
-from gpuflow.palette import MISSING, PALETTE, colours_of
+from gpuflow.cluster.residence import by_chunk
+from gpuflow.palette import IN_MEMORY, MISSING, PALETTE, colours_of
 
 if TYPE_CHECKING:
     from gpuflow.cluster.scheduler_plugin import GpuflowPlugin
@@ -31,6 +32,8 @@ MOST_CHUNKS, _MOST_COLUMNS = 2048, 64
 """Of an array that are drawn, evenly one in so many, and how many stand in a row."""
 MOST_NODES, _MOST_ARRAYS = 24, 50
 _NOBODY = "on no live node"
+_OF_CHUNKS = ("x", "y", "colour", "chunk", "node", "memory", "dot")
+"""Columns of the map. memory: nodes, or "none"; dot: whether one is drawn, 1 or 0."""
 _ALONE, _COPIED, _RUNNING, _PARKED = PALETTE[0], PALETTE[4], PALETTE[2], PALETTE[3]
 _AUTOMATIC = "the one that is worked on"
 
@@ -59,7 +62,7 @@ function dress() {
 }
 const sheet = document.createElement('style');
 sheet.textContent = `@media (prefers-color-scheme: dark) {
-    html, body { background: #0d1117 !important; color: #e6edf3; }
+    html, body { background: #0d1117 !important; color: #e6edf3; color-scheme: dark; }
     .navbar ul, .navbar .dropdown-content { background-color: #161b22 !important; }
     .navbar li a { color: #e6edf3 !important; }
 }`;
@@ -93,7 +96,7 @@ class Page(DashboardComponent):
         )
         self.select = Select(title="chunks of", value=_AUTOMATIC, options=[_AUTOMATIC], width=320, stylesheets=[_DARK_INPUT])
         self.select.on_change("value", lambda attribute, old, new: self.update())
-        self.chunks = ColumnDataSource({name: [] for name in ("x", "y", "colour", "chunk", "node")}, name="chunks")
+        self.chunks = ColumnDataSource({name: [] for name in _OF_CHUNKS}, name="chunks")
         self.nodes = ColumnDataSource({name: [] for name in ("node", "alone", "copied", "running", "parked")}, name="nodes")
         self.bytes = ColumnDataSource({name: [] for name in ("second", "local", "shipped")}, name="bytes")
         self.map, self.held, self.queue, self.rate = self._map(), self._held(), self._queue(), self._rate()
@@ -113,8 +116,10 @@ class Page(DashboardComponent):
 
     def _map(self) -> Any:
         plot = _plot("where its chunks lie", height=320, x_range=(-0.5, 7.5))
-        plot.rect("x", "y", 0.86, 0.86, fill_color="colour", line_color=None, source=self.chunks)
-        plot.add_tools(HoverTool(tooltips=[("chunk", "@chunk"), ("on", "@node")]))
+        cells = plot.rect("x", "y", 0.86, 0.86, fill_color="colour", line_color=None, source=self.chunks)
+        plot.rect("x", "y", 0.3, 0.3, fill_color=IN_MEMORY, fill_alpha="dot", line_color=None, source=self.chunks)
+        tips = [("chunk", "@chunk"), ("on disk of", "@node"), ("in memory of", "@memory")]
+        plot.add_tools(HoverTool(tooltips=tips, renderers=[cells]))
         plot.axis.visible = plot.grid.visible = False
         plot.y_range.flipped = True
         return plot
@@ -169,29 +174,40 @@ class Page(DashboardComponent):
         largest = sorted(observed.arrays, key=lambda array: (-observed.arrays[array], array))[:_MOST_ARRAYS]
         _put(self.select, "options", [_AUTOMATIC, *map("/".join, largest)])
         array = self._chosen(largest)
-        state = array, self.plugin.inventory.changes, frozenset(self.plugin.members.workers_of)
+        state = array, self.plugin.inventory.changes, frozenset(self.plugin.members.workers_of), self.plugin.residence.changes
         if array is None or state == self._drawn:
             return
         self._drawn = state
         colours = colours_of([node.name for node in observed.nodes]) | {_NOBODY: MISSING}
         live, sample = state[2], self.plugin.inventory.sampled(array, MOST_CHUNKS)
+        warm = self._in_memory(array, frozenset(chunk for chunk, _ in sample))
         holders = [sorted(nodes & live) or [_NOBODY] for _, nodes in sample]
+        soonest = [
+            min(warm.get(chunk, set()).intersection(nodes) or nodes) for (chunk, _), nodes in zip(sample, holders, strict=True)
+        ]
         columns = max(8, min(_MOST_COLUMNS, isqrt(2 * len(sample))))
         places = [divmod(place, columns) for place in range(len(sample))]
         source: dict[str, list[Any]] = {
             "x": [x for _, x in places],
             "y": [y for y, _ in places],
-            "colour": [colours[nodes[0]] for nodes in holders],
+            "colour": [colours[node] for node in soonest],
             "chunk": [chunk for chunk, _ in sample],
             "node": [", ".join(nodes) for nodes in holders],
+            "memory": [", ".join(sorted(warm.get(chunk, ()))) or "none" for chunk, _ in sample],
+            "dot": [int(chunk in warm) for chunk, _ in sample],
         }
         _put(self.map.x_range, "end", columns - 0.5)
         _fill(self.chunks, source)
         every = sample[1][0] - sample[0][0] if len(sample) > 1 else 1
         which = "each chunk" if every == 1 else f"one in {every} chunks"
         _put(self.map.title, "text", f"{'/'.join(array)}: {which} of {observed.arrays[array]:,}")
-        seen = dict.fromkeys(nodes[0] for nodes in holders)
-        _put(self.legend, "text", legend({name: colours[name] for name in sorted(seen)}))
+        dot = f"decoded in a worker's memory, too: {len(warm):,} of these {len(sample):,}" if warm else ""
+        _put(self.legend, "text", legend({name: colours[name] for name in sorted(set(soonest))}, dot))
+
+    def _in_memory(self, array: ArrayName, chunks: frozenset[int]) -> dict[int, set[str]]:
+        """Those of `chunks` that are decoded in the memory of live nodes' workers, with these nodes."""
+        nodes, found = self.plugin.members.nodes, self.plugin.residence.of(array, chunks)
+        return by_chunk((nodes[worker].node, numbers) for worker, numbers in found.items() if worker in nodes)
 
     def _chosen(self, largest: list[ArrayName]) -> ArrayName | None:
         """The array that was picked; else that of the run which has tasks, or had them last; else the largest."""

@@ -12,6 +12,7 @@ from itertools import islice
 from gpuflow.cluster.figures import RunFigures, WatchFigures
 from gpuflow.cluster.foreign import RUN
 from gpuflow.cluster.observed import Observed
+from gpuflow.palette import IN_MEMORY
 from gpuflow.units import counted, format_seconds
 
 _RUNS, _WATCHES = 6, 20
@@ -92,11 +93,14 @@ def _row(run: RunFigures, now: float) -> str:
     return _cells(cells)
 
 
-def legend(colours: Mapping[str, str]) -> str:
-    """What each colour stands for."""
-    keys = (
+def legend(colours: Mapping[str, str], dot: str = "") -> str:
+    """What each colour stands for, and a dot, if there is any."""
+    keys = dict(colours)
+    if dot:
+        keys[dot] = f"linear-gradient({IN_MEMORY},{IN_MEMORY}) center/4px 4px no-repeat #999"
+    drawn = (
         f'<span style="margin-right:14px;white-space:nowrap"><span style="display:inline-block;width:10px;height:10px;border-radius:2px;'
-        f'margin-right:5px;background:{colour}"></span>{escape(name)}</span>'
-        for name, colour in colours.items()
+        f'margin-right:5px;background:{background}"></span>{escape(name)}</span>'
+        for name, background in keys.items()
     )
-    return f'<p style="margin:4px 0">{"".join(keys)}</p>'
+    return f'<p style="margin:4px 0">{"".join(drawn)}</p>'

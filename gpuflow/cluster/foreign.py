@@ -61,4 +61,4 @@ def _is_free(task: TaskState) -> bool:
 
 def _group(run: str, ref: ChunkRef) -> ChunkGroup:
     zeros = (0,) * len(ref.chunks)
-    return ChunkGroup(run, ref.dataset, ref.array, ref.chunks, ref.generations, zeros, nbytes=ref.work, work=ref.work)
+    return ChunkGroup(run, ref.dataset, ref.array, ref.chunks, ref.generations, zeros, ref.work, ref.work, device=ref.device)

@@ -21,13 +21,14 @@ _WRAPPERS = 12  # of xarray's around an array
 
 @dataclass(frozen=True, slots=True)
 class ChunkRef:
-    """Chunks of one array that a task reads. generations: at which; work: their decoded bytes."""
+    """Chunks of one array that a task reads. generations: at which; work: their decoded bytes; device: as `ChunkGroup.device`."""
 
     dataset: str
     array: str
     chunks: tuple[int, ...]
     generations: tuple[int, ...]
     work: int
+    device: str = "cpu"
 
 
 Lookup = Callable[[Any], Any]

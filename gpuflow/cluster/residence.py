@@ -6,7 +6,7 @@ Rebuilt from the workers' reports."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from gpuflow.cluster.inventory import ArrayName
 
@@ -19,6 +19,8 @@ class Residence:
 
     def __init__(self) -> None:
         self._chunks: dict[ArrayName, dict[str, set[int]]] = {}  # no set is empty
+        self.changes = 0
+        """Another number after every change: what was looked up at the same one still holds."""
 
     def report(self, worker: str, array: ArrayName, came: Iterable[int], went: Iterable[int]) -> None:
         """What changed on a worker."""
@@ -43,9 +45,11 @@ class Residence:
     def drop(self, dataset: str, path: str | None = None) -> set[str]:
         """A dataset was removed, or an array of it. The workers that had some of it."""
         gone = [array for array in self._chunks if array[0] == dataset and path in (None, array[1])]
+        self.changes += len(gone)
         return {worker for array in gone for worker in self._chunks.pop(array)}
 
     def _prune(self, array: ArrayName, worker: str) -> None:
+        self.changes += 1
         of_array = self._chunks[array]
         if not of_array.get(worker, True):
             del of_array[worker]
@@ -62,6 +66,16 @@ class Residence:
         worker, count = max(found.items(), key=lambda item: (item[1], item[0]))
         return worker if count > _MOST_OF * len(wanted) else ""
 
-    def of(self, array: ArrayName) -> dict[str, list[int]]:
-        """By worker, the chunks of an array that it has."""
-        return {worker: sorted(chunks) for worker, chunks in self._chunks.get(array, {}).items()}
+    def of(self, array: ArrayName, among: Set[int] | None = None) -> dict[str, list[int]]:
+        """By worker, the chunks of an array that it has. among: of these alone, which takes no longer for an array of many chunks."""
+        found = self._chunks.get(array, {})
+        return {worker: sorted(chunks if among is None else chunks & among) for worker, chunks in found.items()}
+
+
+def by_chunk(found: Iterable[tuple[str, Iterable[int]]]) -> dict[int, set[str]]:
+    """The nodes where each chunk is in some memory. found: a node, and chunks that a worker of it has."""
+    nodes: dict[int, set[str]] = {}
+    for node, chunks in found:
+        for chunk in chunks:
+            nodes.setdefault(chunk, set()).add(node)
+    return nodes

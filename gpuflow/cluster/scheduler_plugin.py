@@ -185,6 +185,9 @@ class GpuflowPlugin(SchedulerPlugin):
     def remove_worker(self, scheduler: Scheduler, worker: str, **kwargs: Any) -> None:
         self._seen.pop(worker, None)
         self.residence.forget(worker)
+        info = self.members.nodes.get(worker)
+        if info is not None and needs_device(info.device):
+            self._free_later()
         if self.members.leave(worker, time.monotonic()):
             self._rehome()
         self._kick()
@@ -258,15 +261,26 @@ class GpuflowPlugin(SchedulerPlugin):
             where = self.places.of(holders, group.device)
             task = Waiting(key, group.run, where, group.nbytes, work_of(group), group.movable, group.device, self._warm(group))
             self.router.park(task)
-            stranded = foreign.is_foreign(group) and not holders & self.members.workers_of.keys()
-            if stranded and self._freeing is None:
-                self._freeing = self.scheduler.loop.call_later(foreign.GRACE_SECONDS, self._free_stranded)
+            live = self.members.workers_of.keys()
+            if foreign.is_foreign(group) and not (holders & live and self._has_device(group)):
+                self._free_later()
+
+    def _has_device(self, group: ChunkGroup) -> bool:
+        """Whether there is a worker that has what the group wants."""
+        return not needs_device(group.device) or any(fits(info.device, group.device) for info in self.members.nodes.values())
+
+    def _free_later(self) -> None:
+        if self._freeing is None:
+            self._freeing = self.scheduler.loop.call_later(foreign.GRACE_SECONDS, self._free_stranded)
 
     @_guarded
     def _free_stranded(self) -> None:
-        """Users' tasks whose chunks no live node has may run anywhere: nobody else would end their waiting."""
+        """Users' tasks whose chunks no live node has, or whose device no worker has, may run anywhere: nobody else would end their
+        waiting."""
         self._freeing = None
-        self._free([key for key in self._stranded() if foreign.is_foreign(self.groups[key])])
+        stranded = set(self._stranded())
+        users = [(key, group) for key, group in self.groups.items() if foreign.is_foreign(group)]
+        self._free([key for key, group in users if key in stranded or not self._has_device(group)])
 
     def _free(self, keys: list[Any]) -> None:
         """Leave parked tasks to Dask."""
@@ -531,9 +545,12 @@ class GpuflowPlugin(SchedulerPlugin):
         packed = {"generations": packed_column(generations), "holders": packed_column(holders)}
         return {**packed, "sets": [sorted(nodes) for nodes in sets]}
 
-    async def handle_resident(self, dataset: str, array: str) -> list[tuple[str, str, tuple[str, bytes]]]:
-        """Worker, its node, and a column of the chunks of an array that it has decoded in memory."""
-        nodes, found = self.members.nodes, self.residence.of((dataset, array))
+    async def handle_resident(
+        self, dataset: str, array: str, among: tuple[str, bytes] | None = None
+    ) -> list[tuple[str, str, tuple[str, bytes]]]:
+        """Worker, its node, and a column of the chunks of an array that it has decoded in memory. among: a column; of these alone."""
+        asked = None if among is None else set(unpacked_column(among).tolist())
+        nodes, found = self.members.nodes, self.residence.of((dataset, array), asked)
         return [
             (worker, nodes[worker].node, packed_column(np.array(chunks)))
             for worker, chunks in sorted(found.items())

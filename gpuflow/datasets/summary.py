@@ -12,6 +12,7 @@ from gpuflow.datasets.catalog import Nodes
 from gpuflow.grid import Grid
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
+from gpuflow.storage.snapshots import kept_generations, kept_totals
 
 _CELLS, _COLUMNS = 1600, 80
 """Chunks of an array that are asked for, at most, and how many of them stand in a row."""
@@ -20,20 +21,21 @@ _CELLS, _COLUMNS = 1600, 80
 @dataclass(frozen=True)
 class ArraySummary:
     """nbytes: encoded, of all copies; copies: replicas on all nodes; by_node: chunks of each. cells: rows of some chunks, each with the
-    nodes that have its newest generation; every: one in how many chunks along each axis they are."""
+    nodes that have its newest generation; every: one in how many chunks along each axis they are; chunks: their numbers."""
 
     nbytes: int
     copies: int
     by_node: Mapping[str, int]
     cells: Sequence[Sequence[frozenset[str]]]
     every: tuple[int, ...]
+    chunks: Sequence[Sequence[int]]
 
 
-def summarize(nodes: Nodes, record: DatasetRecord) -> dict[str, ArraySummary]:
-    """Every array of the dataset."""
+def summarize(nodes: Nodes, record: DatasetRecord, snapshot: str | None = None) -> dict[str, ArraySummary]:
+    """Every array of the dataset as it is, or as the nodes keep it for the snapshot of that identity."""
     picked = {path: _pick(metadata.grid) for path, metadata in record.metadata.items()}
     asked = {path: [chunk for row in rows for chunk in row] for path, (rows, _) in picked.items()}
-    answers = nodes.each_node(_look, record.name, asked)
+    answers = nodes.each_node(_look_at_kept, snapshot, asked) if snapshot else nodes.each_node(_look, record.name, asked)
     found = {}
     for path, (rows, every) in picked.items():
         newest: dict[int, int] = {}
@@ -46,11 +48,14 @@ def summarize(nodes: Nodes, record: DatasetRecord) -> dict[str, ArraySummary]:
         }
         cells = [[holders.get(chunk, frozenset()) for chunk in row] for row in rows]
         by_node = {node: answer[path][0] for node, answer in answers.items()}
-        found[path] = ArraySummary(sum(a[path][1] for a in answers.values()), sum(by_node.values()), by_node, cells, every)
+        found[path] = ArraySummary(sum(a[path][1] for a in answers.values()), sum(by_node.values()), by_node, cells, every, rows)
     return found
 
 
-def _look(store: NodeStore, dataset: str, asked: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int, dict[int, int]]]:
+_Seen = dict[str, tuple[int, int, dict[int, int]]]
+
+
+def _look(store: NodeStore, dataset: str, asked: Mapping[str, Sequence[int]]) -> _Seen:
     """By array: chunks and bytes here, and the generations of those of `asked` that are here."""
     found = {}
     for path, chunks in asked.items():
@@ -58,6 +63,14 @@ def _look(store: NodeStore, dataset: str, asked: Mapping[str, Sequence[int]]) ->
         here = store.manifest.replicas_of(dataset, path, chunks) if count else {}
         found[path] = count, nbytes, {chunk: replica.generation for chunk, replica in here.items()}
     return found
+
+
+def _look_at_kept(store: NodeStore, identity: str, asked: Mapping[str, Sequence[int]]) -> _Seen:
+    """The same of a snapshot."""
+    return {
+        path: (*kept_totals(store, identity, path), kept_generations(store, identity, path, chunks))
+        for path, chunks in asked.items()
+    }
 
 
 def _pick(grid: Grid) -> tuple[list[list[int]], tuple[int, ...]]:
@@ -72,8 +85,15 @@ def _pick(grid: Grid) -> tuple[list[list[int]], tuple[int, ...]]:
         inner = prod(grid.counts[axis + 1 :])
         chunks = [chunk + position * inner for chunk in chunks for position in positions]
     width = next((len(positions) for positions in reversed(numbers) if len(positions) > 1), 1)
-    width = max(width, min(_COLUMNS, ceil(len(chunks) ** 0.5))) if width < 8 or width > _COLUMNS else width
-    return [chunks[start : start + width] for start in range(0, len(chunks), width)], tuple(every)
+    if width < 8:
+        width = max(width, min(_COLUMNS, ceil(len(chunks) ** 0.5)))
+    part = ceil(width / ceil(width / _COLUMNS))  # a long axis is cut into lines of nearly one length
+    lines = [
+        chunks[start + at : start + min(at + part, width)]
+        for start in range(0, len(chunks), width)
+        for at in range(0, width, part)
+    ]
+    return [line for line in lines if line], tuple(every)
 
 
 def _numbers(grid: Grid, every: Sequence[int]) -> list[int]:

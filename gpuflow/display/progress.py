@@ -1,19 +1,20 @@
-"""A progress bar on the terminal or in a notebook, for whatever counts chunks."""
+"""How far what counts chunks is: a progress bar on the terminal, a card in a notebook."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from gpuflow.display.live_card import LiveCard, in_notebook
+
 
 class ProgressBar:
-    """One bar a pass, on stderr; nothing where that is neither a terminal nor a notebook. Use it in a `with` block."""
+    """One bar a pass, on stderr; nothing where that is no terminal. Use it in a `with` block."""
 
     def __init__(self, console: Console | None = None) -> None:
         console = console or Console(stderr=True)
@@ -24,7 +25,7 @@ class ProgressBar:
             TextColumn("chunks"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=console, disable=not (console.is_terminal or console.is_jupyter))
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task: TaskID | None = None
 
     def begin(self, title: str, chunks: int) -> None:
@@ -45,10 +46,10 @@ class ProgressBar:
 
 
 @contextmanager
-def shown(progress: Any) -> Iterator[Any]:
-    """What a call of the library counts its chunks with: `progress`; by default a bar in a notebook that can show one, else nothing."""
-    if progress is None and Console().is_jupyter and find_spec("ipywidgets"):
-        with ProgressBar(Console()) as bar:
-            yield bar
+def shown(progress: Any, title: str) -> Iterator[Any]:
+    """What a call of the library counts its chunks with: `progress`; by default a card of that title in a notebook, else nothing."""
+    if progress is None and Console().is_jupyter:
+        with LiveCard(title, in_notebook()) as live:
+            yield live
     else:
         yield progress

@@ -55,22 +55,11 @@ def plan_card(details: Mapping[str, Any], yaml: str = "") -> str:
     nodes = sorted({node for array in details["arrays"].values() for node in array["by_node"]})
     colours = colours_of(nodes)
     for path, array in details["arrays"].items():
-        before, after = array["dtype"]
-        steps = ["carried over unchanged"] if array["carried"] else [_step(step) for step in array["steps"]]
-        rows = [
-            ("steps", "; ".join(steps)),
-            ("dtype", before if before == after else f"{before} to {after}"),
-            ("chunks", "{pending} of {total} to do, {skipped} done before".format(**array["chunks"])),
-            ("to read", format_nbytes(array["read_nbytes"])),
-        ]
-        rows += [("computed", array["compute"])] if array["compute"] else []
-        rows += [("first", "statistics over all its chunks")] if array["waits_for_statistics"] else []
-        parts += [name(path), table(rows)]
-        if array["chunks"]["lost"]:
-            parts.append(line(f"{array['chunks']['lost']} chunks are on no node that is here", bad=True))
-        if array["by_node"]:
-            parts.append(bar({node: float(count) for node, count in array["by_node"].items()}, colours))
-    parts.append(legend(colours))
+        if not array["carried"]:
+            parts += [name(path), table(_rows_of(array)), *_lost(path, array)]
+            parts += [bar({node: float(count) for node, count in array["by_node"].items()}, colours)] if array["by_node"] else []
+    parts += [legend(colours)] if parts else []
+    parts += _carried({path: array for path, array in details["arrays"].items() if array["carried"]})
     if memory := details.get("memory"):
         kept = f"; {format_nbytes(memory['cache_nbytes'])} of that for decoded chunks" if "cache_nbytes" in memory else ""
         parts.append(
@@ -83,6 +72,40 @@ def plan_card(details: Mapping[str, Any], yaml: str = "") -> str:
     if yaml:
         parts.append(folded("as YAML", f"<pre>{yaml.translate({38: '&amp;', 60: '&lt;', 62: '&gt;'})}</pre>"))
     return card(f"plan: {details['source']} to {details['output']} on {details['device']}", *parts)
+
+
+def _rows_of(array: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        ("steps", "; ".join(_step(step) for step in array["steps"])),
+        ("dtype", _dtype(array)),
+        ("chunks", _to_do(array)),
+        ("to read", format_nbytes(array["read_nbytes"])),
+    ]
+    rows += [("computed", array["compute"])] if array["compute"] else []
+    return rows + ([("first", "statistics over all its chunks")] if array["waits_for_statistics"] else [])
+
+
+def _carried(arrays: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Those without steps, a line each: coordinates, mostly."""
+    if not arrays:
+        return []
+    rows = [(path, _dtype(array), _to_do(array), format_nbytes(array["read_nbytes"])) for path, array in arrays.items()]
+    head = ("carried over unchanged", "dtype", "chunks", "to read")
+    return [table(rows, head), *(text for path, array in arrays.items() for text in _lost(path, array))]
+
+
+def _dtype(array: Mapping[str, Any]) -> str:
+    before, after = array["dtype"]
+    return before if before == after else f"{before} to {after}"
+
+
+def _to_do(array: Mapping[str, Any]) -> str:
+    return "{pending} of {total} to do, {skipped} done before".format(**array["chunks"])
+
+
+def _lost(path: str, array: Mapping[str, Any]) -> list[str]:
+    lost = array["chunks"]["lost"]
+    return [line(f"{counted(lost, 'chunk')} of {path} on no node that is here", bad=True)] if lost else []
 
 
 def _step(step: Mapping[str, Any]) -> str:

@@ -95,6 +95,19 @@ def chosen(asked: str, backend: str, needed: Mapping[Library, str], workers: Seq
     return Chosen("auto", "auto", f"auto: {_count(usable)}" + (f", cpu on {others} workers" if others else ""))
 
 
+def workers_for(
+    workers: Sequence[Mapping[str, Any]], device: str, library: Library, who: str, remedy: str = _REMEDY
+) -> list[Mapping[str, Any]]:
+    """Those that have `device` (cuda or cuda:N). DeviceUnavailable when there are none, or `library` is of no use on some. who: wants
+    it."""
+    found = [worker for worker in workers if fits(worker["device"], device)]
+    if not found:
+        what = f"{who} needs a worker with a CUDA device, and there is none: {_reasons(workers, device)}"
+        raise DeviceUnavailable(what, remedy)
+    _refuse_lacking(found, library, who, remedy)
+    return found
+
+
 def check_in_place(found: Survey, plan: Plan, device: Chosen, workers: Sequence[Mapping[str, Any]]) -> None:
     """DeviceUnavailable when chunks that are changed where they lie, lie on nodes without the device that a run needs."""
     if not plan.spec.output.in_place or not needs_device(device.worker):
@@ -122,10 +135,10 @@ def _needed(steps: Sequence[Operation], asked: str) -> dict[Library, str]:
     return found
 
 
-def _refuse_lacking(workers: Sequence[Mapping[str, Any]], library: Library, what: str) -> None:
+def _refuse_lacking(workers: Sequence[Mapping[str, Any]], library: Library, what: str, remedy: str = _REMEDY) -> None:
     lacking = {worker["node"]: worker["lacks"][library] for worker in workers if library in worker["lacks"]}
     if lacking:
-        raise DeviceUnavailable(f"{what} cannot use the CUDA devices of all workers: {_listed(lacking)}", _REMEDY)
+        raise DeviceUnavailable(f"{what} cannot use the CUDA devices of all workers: {_listed(lacking)}", remedy)
 
 
 def _reasons(workers: Sequence[Mapping[str, Any]], wanted: str) -> str:

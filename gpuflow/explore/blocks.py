@@ -15,8 +15,10 @@ from dask.blockwise import BlockwiseDep, blockwise
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import NDArray
 
+from gpuflow.backends.devices import why_no_cuda
 from gpuflow.cluster.references import ChunkRef
 from gpuflow.errors import ConfigError, DeviceUnavailable, Problem
+from gpuflow.execution.devices import workers_for
 from gpuflow.grid import Grid
 from gpuflow.storage.blocks import decoded
 from gpuflow.storage.codecs import ArrayCodec
@@ -46,30 +48,37 @@ class ChunkReferences(BlockwiseDep):
 
     produces_tasks = False
 
-    def __init__(self, dataset: str, array: str, grid: Grid, generations: NDArray[np.uint32], nbytes: int) -> None:
+    def __init__(
+        self, dataset: str, array: str, grid: Grid, generations: NDArray[np.uint32], nbytes: int, device: str = "cpu"
+    ) -> None:
         self.numblocks = grid.counts
-        self._dataset, self._array, self._grid, self._generations, self._nbytes = dataset, array, grid, generations, nbytes
+        self._dataset, self._array, self._grid, self._generations = dataset, array, grid, generations
+        self._nbytes, self._device = nbytes, device
 
     def __getitem__(self, index: tuple[int, ...]) -> ChunkRef:
         chunk = self._grid.ravel(index)
-        return ChunkRef(self._dataset, self._array, (chunk,), (int(self._generations[chunk]),), self._nbytes)
+        return ChunkRef(self._dataset, self._array, (chunk,), (int(self._generations[chunk]),), self._nbytes, self._device)
 
 
 def dask_array(view: View, array: str, device: str = "cpu") -> da.Array:
     """Array of the view with a block for each stored object. device: cpu, or cuda for CuPy blocks.
 
-    ConfigError for a dtype without a fixed size: open it with zarr or xarray."""
+    ConfigError for a dtype without a fixed size: open it with zarr or xarray. DeviceUnavailable when no worker of the cluster, or without
+    a cluster this process, can make CuPy blocks. Which worker a task gets that reads no chunk, Dask decides: beside workers without a
+    device, let the task that reads bring its result to the host, by `x.map_blocks(lambda block: block.get(), dtype=x.dtype)`."""
+    _check_device(view.locator, device)
     metadata = view.record.array(array)
     grid, dtype = metadata.grid, metadata.dtype
     if dtype is None:
         what = f"array {view.record.name}/{array} has dtype {metadata.document['data_type']}"
         raise ConfigError([Problem(what, hint="open it with xarray, or as a zarr array")])
     source = Source(view.locator, slim(view.record, array), device)
-    refs = ChunkReferences(view.record.name, array, grid, view.generations(array), metadata.chunk_nbytes)
-    name = f"read-{view.record.name}-{array.replace('/', '-')}-{da.core.tokenize(view.record.name, array, _token(view, array))}"
+    refs = ChunkReferences(view.record.name, array, grid, view.generations(array), metadata.chunk_nbytes, device)
+    token = da.core.tokenize(view.record.name, array, device, _token(view, array))
+    name = f"read-{view.record.name}-{array.replace('/', '-')}-{token}"
     axes = tuple(range(len(grid.shape)))
     if not axes:
-        return da.from_delayed(_delayed(refs[()], source), (), dtype=dtype)
+        return da.from_delayed(_delayed(refs[()], source), (), dtype=dtype, meta=_meta(0, dtype, device))
     layer = blockwise(read_block, name, axes, refs, axes, source, None, numblocks={}, _data_producer=True)
     chunks = tuple(_sizes(size, chunk) for size, chunk in zip(grid.shape, grid.chunks, strict=True))
     return da.Array(HighLevelGraph.from_collections(name, layer), name, chunks, dtype=dtype, meta=_meta(len(axes), dtype, device))
@@ -84,19 +93,35 @@ def _sizes(size: int, chunk: int) -> tuple[int, ...]:
     return tuple(min(chunk, size - start) for start in range(0, size, chunk)) or (0,)
 
 
-def _meta(ndim: int, dtype: np.dtype[Any], device: str) -> Any:
-    empty = np.empty((0,) * ndim, dtype)
-    return empty if device == "cpu" else _on_device(empty, device)
+_REMEDY = "leave out device, or use device='cpu'"
 
 
-def _on_device(block: NDArray[Any], device: str) -> Any:
-    from gpuflow.backends.devices import why_no_cuda
-    from gpuflow.backends.select import select_device
+def _check_device(locator: Any, device: str) -> None:
+    """Before there is a graph: see `dask_array`."""
+    if device not in ("cpu", "cuda"):
+        raise ConfigError([Problem(f"device {device!r}, for the blocks of a dask array", hint="use cpu or cuda")])
+    if device == "cpu":
+        return
+    connection = getattr(locator, "connection", None)
+    if connection is None:
+        _check_here(device)
+    else:
+        workers_for(list(connection.info()["workers"].values()), device, "cupy", f"to_dask(device={device!r})", _REMEDY)
 
+
+def _check_here(device: str) -> None:
     if reason := why_no_cuda("cupy"):
-        raise DeviceUnavailable(f"{device} cannot be used: {reason}", "use device: cpu")
-    select_device(device)  # whether that one is there
-    import cupy
+        raise DeviceUnavailable(f"{device} cannot be used: {reason}", _REMEDY)
+
+
+def _meta(ndim: int, dtype: np.dtype[Any], device: str) -> Any:
+    """What Dask takes the blocks for, to tell what results will be: NumPy arrays on a client that cannot have CuPy's."""
+    empty = np.empty((0,) * ndim, dtype)
+    return empty if device == "cpu" or why_no_cuda("cupy") else _as_cupy(empty)
+
+
+def _as_cupy(block: NDArray[Any]) -> Any:
+    from gpuflow.backends.cuda import cupy
 
     return cupy.asarray(block)
 
@@ -121,10 +146,12 @@ def _codec(document: str) -> ArrayCodec:
 
 
 def read_block(ref: ChunkRef, source: Source) -> Any:
-    """The valid part of a chunk, decoded, in memory of its own."""
+    """The valid part of a chunk, decoded, in memory of its own. DeviceUnavailable where that cannot be."""
+    if source.device != "cpu":
+        _check_here(source.device)
     (chunk,), (generation,) = ref.chunks, ref.generations
     block = decode_chunk(source.locator, source.record, ref.array, chunk, generation)
-    return block if source.device == "cpu" else _on_device(block, source.device)
+    return block if source.device == "cpu" else _as_cupy(block)
 
 
 def decode_chunk(locator: Locator, record: DatasetRecord, array: str, chunk: int, generation: int) -> NDArray[Any]:

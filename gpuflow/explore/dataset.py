@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.cluster.locating import ClientLocator, reads_of
+from gpuflow.cluster.residence import by_chunk
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
 from gpuflow.datasets.kept import KeptLocator
-from gpuflow.datasets.summary import summarize
-from gpuflow.display.dataset_card import dataset_card
+from gpuflow.datasets.summary import ArraySummary, summarize
+from gpuflow.display.dataset_card import InMemory, dataset_card, drawn_arrays
 from gpuflow.display.preview import Preview, Side
 from gpuflow.errors import ConfigError, NameTaken, NotFound, Problem
 from gpuflow.execution.statistics import compute_moments
@@ -109,6 +110,7 @@ class Dataset:
 
     def __init__(self, store: ClusterStore, snapshot: str | None = None) -> None:
         self.store, self.snapshot = store, snapshot
+        self._stats: dict[str, dict[str, Any]] = {}  # as they were asked for, for the card
 
     @property
     def name(self) -> str:
@@ -183,7 +185,8 @@ class Dataset:
 
     def to_dask(self, array: str | None = None, *, device: str = "cpu") -> da.Array:
         """An array (by default the largest) as a dask array with a block for each stored object; on a cluster each is read by a worker that
-        has it. device: cpu, or cuda for CuPy blocks."""
+        has it. device: cpu; or cuda for CuPy blocks, which workers with a device make. DeviceUnavailable when none has one, or without a
+        cluster this process has none; see `blocks.dask_array`."""
         return dask_array(self.store.view, self._path(array), device)
 
     def to_xarray(self, *, group: str | None = None, chunks: Any = None, **options: Any) -> xr.Dataset:
@@ -232,7 +235,8 @@ class Dataset:
         return catalog.chunk_table(self._locator, self.name, path, count)
 
     def stats(self, array: str | None = None) -> dict[str, Any]:
-        """Count, mean, standard deviation and extrema of an array (by default the largest), NaN left out; computed where its chunks lie."""
+        """Count, mean, standard deviation and extrema of an array (by default the largest), NaN left out; computed where its chunks lie.
+        The card of a dataset that is opened for reading shows them from then on."""
         path = self._path(array)
         dtype = self.record.array(path).dtype
         if dtype is None or dtype.kind not in "biuf":
@@ -246,7 +250,10 @@ class Dataset:
                 moments = moments.merge(Moments.of(self.chunk(chunk, path), ()))
         count = int(moments.count)
         values = {"mean": moments.mean, "std": moments.std, "min": moments.minimum, "max": moments.maximum}
-        return {"array": path, "count": count, **{name: float(value) if count else None for name, value in values.items()}}
+        found = {name: float(value) if count else None for name, value in values.items()}
+        if self.store.read_only:
+            self._stats[path] = {"array": path, "count": count, **found}
+        return {"array": path, "count": count, **found}
 
     def reads(self) -> dict[str, dict[str, int]]:
         """What has been read of datasets outside of runs, by this process ("") and each worker of the cluster: chunks "local", where they
@@ -280,11 +287,23 @@ class Dataset:
         block = self.chunk(number, path)
         return Preview([Side(f"{self.name}/{path}, chunk {number}", block, metadata.dims, metadata.attributes.get("units", ""))])
 
-    def _repr_html_(self) -> str | None:
-        if self.snapshot is not None:
-            return None  # the card is of what the nodes have now
-        here = getattr(self._locator, "stores", {})
-        return dataset_card(self.record, summarize(self._locator, self.record), here)
+    def _repr_html_(self) -> str:
+        locator = self.store.locator
+        if isinstance(locator, KeptLocator):
+            summaries = summarize(locator.inner, self.record, locator.what.identity)
+            return dataset_card(self.record, summaries, locator.stores, statistics=self._stats, snapshot=self.snapshot)
+        summaries = summarize(self._locator, self.record)
+        here = getattr(locator, "stores", {})
+        return dataset_card(self.record, summaries, here, self._in_memory(summaries), self._stats)
+
+    def _in_memory(self, summaries: Mapping[str, ArraySummary]) -> InMemory:
+        """Of the chunks that the card shows."""
+        locator = self.store.locator
+        if not isinstance(locator, ClientLocator):
+            return {}
+        asked = {path: [chunk for row in summaries[path].chunks for chunk in row] for path in drawn_arrays(self.record)}
+        found = {path: locator.connection.resident(self.name, path, chunks) for path, chunks in asked.items()}
+        return {path: by_chunk(of_path.values()) for path, of_path in found.items()}
 
     def __repr__(self) -> str:
         lines = [f"gpuflow dataset {self.name!r}" + (f", snapshot {self.snapshot!r}" if self.snapshot else "")]

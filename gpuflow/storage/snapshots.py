@@ -6,6 +6,7 @@ whole or not at all. Whether it counts, the dataset's record says; one that no r
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from gpuflow.storage.disk import digest, make_directories, read_file, store_erro
 from gpuflow.storage.manifest import UNKNOWN, Manifest, Replica, as_replicas
 from gpuflow.storage.node import EMPTY, NodeStore, Staged
 from gpuflow.storage.record import DatasetRecord
-from gpuflow.storage.seals import are_sound, as_table, seal_of_names
+from gpuflow.storage.seals import are_sound, as_table, seal_of, seal_of_names
 
 Rows = Mapping[str, NDArray[Any]]
 """By array: REPLICA_DTYPE, ordered by chunk."""
@@ -244,6 +245,21 @@ def kept(store: NodeStore, identity: str, array: str) -> NDArray[Any]:
         reason = "the manifest's row of a chunk is not as it was sealed; take a new snapshot and delete this one"
         raise ChunkCorrupt(f"a snapshot's {array}", store.node_id, reason)
     return as_replicas(table)
+
+
+def kept_totals(store: NodeStore, identity: str, array: str) -> tuple[int, int]:
+    """Chunks of an array in a snapshot that this node keeps, and their encoded bytes, without a look at the seals: for display."""
+    statement = "SELECT count(*), sum(nbytes) FROM kept WHERE snapshot = ? AND array = ?"
+    ((count, nbytes),) = store.manifest.query(statement, identity, array)
+    return int(count), int(nbytes or 0)
+
+
+def kept_generations(store: NodeStore, identity: str, array: str, chunks: Sequence[int]) -> dict[int, int]:
+    """Generations of those of `chunks` that this node keeps in a snapshot, without those whose row is broken."""
+    columns = "chunk, generation, nbytes, 0, 0, digest, recipe, inputs, seal"
+    statement = f"SELECT {columns} FROM kept WHERE snapshot = ? AND array = ? AND chunk IN (SELECT value FROM json_each(?))"
+    names, rows = seal_of_names(identity, array), store.manifest.query(statement, identity, array, json.dumps(list(chunks)))
+    return {row[0]: row[1] for row in rows if seal_of(names, *row[:-1]) == row[-1]}
 
 
 @dataclass(frozen=True, slots=True)

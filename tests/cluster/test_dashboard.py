@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 import threading
@@ -22,6 +23,8 @@ from gpuflow.cluster import dashboard as dashboard_module
 from gpuflow.cluster.connection import Connection, connect
 from gpuflow.cluster.dashboard_page import MOST_CHUNKS, MOST_NODES, Page
 from gpuflow.cluster.messages import NodeInfo
+from gpuflow.execution.summary import run_statistics
+from gpuflow.pipelines.load import any_from_dict
 from tests.browser import browser, errors_of
 
 from .in_process import Cluster, scenario
@@ -88,6 +91,19 @@ def test_the_page_is_served_with_what_the_scheduler_knows(served: tuple[Connecti
     assert set(chunks["node"]) == set(names)
     assert "2 nodes, 2 workers, 2 threads" in shown.get_model_by_name("head").text
     assert "field/x" in shown.get_model_by_name("runs").text
+
+
+def test_the_map_marks_what_workers_have_in_memory(served: tuple[Connection, str]) -> None:
+    connection, url = served
+    asked = {"source": "field", "statistics": {}, "run": {"cache": "16MiB"}}
+    assert run_statistics(connection, any_from_dict(asked)).status == "done"
+    with gpuflow.open("field", connection=connection) as field:
+        until(lambda: sum(field.tiers("x")["ram"].values()) == CHUNKS, "what the workers keep")
+    shown = document(url)
+    chunks, legend = shown.get_model_by_name("chunks").data, shown.get_model_by_name("legend").text
+    assert list(chunks["dot"]) == [1] * CHUNKS
+    assert set(chunks["memory"]) <= {"a", "b", *chunks["node"], "a, b"}
+    assert f"decoded in a worker's memory, too: {CHUNKS} of these {CHUNKS}" in html.unescape(legend)
 
 
 def test_metrics_are_among_dasks(served: tuple[Connection, str]) -> None:
@@ -183,6 +199,7 @@ def test_a_million_chunks_and_a_hundred_nodes_are_a_small_page() -> None:
             name, rows = f"m{number:03}", np.arange(number, 10**6, 100, dtype=np.uint32)
             plugin.inventory.report(name, ("big", "x"), rows, np.ones(len(rows), np.uint32))
             plugin.members.join(f"tcp://{name}", vars_of(name))
+            plugin.residence.report(f"tcp://{name}", ("big", "x"), rows[::2].tolist(), [])
         began = time.thread_time()
         shown = Page(plugin)
         shown.update()
@@ -191,6 +208,14 @@ def test_a_million_chunks_and_a_hundred_nodes_are_a_small_page() -> None:
         shown.update()  # nothing has changed
         assert time.thread_time() - began < 0.1
         assert len(shown.chunks.data["chunk"]) <= MOST_CHUNKS
+        held = [number // 100 % 2 == 0 for number in shown.chunks.data["chunk"]]
+        assert shown.chunks.data["dot"] == held
+        assert 0 < sum(held) < len(held)
+        plugin.residence.report("tcp://m000", ("big", "x"), [], [0])
+        began = time.thread_time()
+        shown.update()  # memory has
+        assert time.thread_time() - began < 0.3
+        assert shown.chunks.data["dot"] == [False, *held[1:]]
         assert len(shown.nodes.data["node"]) == MOST_NODES + 1
         assert sum(shown.nodes.data["alone"]) == 10**6
         assert "of 1,000,000" in shown.map.title.text

@@ -140,6 +140,49 @@ def test_tasks_whose_node_is_gone_wait_for_it_and_then_run_anywhere(monkeypatch:
     scenario(test)
 
 
+GPU_SAYS = {"device": "cuda:0", "device_name": "A100"}
+
+
+def device_graph(number: int, name: str = "cupy") -> dict[Any, Any]:
+    refs = (ChunkRef("d", "x", (chunk,), (1,), 2**20, "cuda") for chunk in range(number))
+    return {(name, chunk): Task((name, chunk), worker_name, part) for chunk, part in enumerate(refs)}
+
+
+def worker_name(*args: Any) -> str:
+    time.sleep(0.02)
+    return str(get_worker().name)
+
+
+def test_tasks_that_make_blocks_on_a_device_run_on_workers_with_one() -> None:
+    async def test(cluster: Cluster) -> None:
+        await cluster.start("n0-gpu", says=GPU_SAYS)
+        tasks = device_graph(12) | graph(12)
+        found = await cluster.client.gather(run(cluster, tasks, list(tasks)))
+        assert found[:12] == ["n0-gpu"] * 12, "wherever their chunks lie"
+        assert found[12:] == [f"n{chunk % 3}" for chunk in range(12)]
+        await cluster.until(lambda: not cluster.plugin.groups)
+        cluster.assert_clean()
+
+    scenario(test)
+
+
+def test_when_the_last_device_goes_its_tasks_run_anywhere_and_say_so_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "GRACE_SECONDS", 0.3)
+
+    async def test(cluster: Cluster) -> None:
+        gone = await cluster.start("n0-gpu", says=GPU_SAYS)
+        tasks = device_graph(20)
+        futures = run(cluster, tasks, list(tasks))
+        await cluster.until(lambda: cluster.states()["memory"] > 0)
+        await gone.close()
+        found = await asyncio.wait_for(cluster.client.gather(futures), 10)
+        assert set(found) == {"n0", "n1", "n2"}
+        again = device_graph(3, "later")
+        assert len(await asyncio.wait_for(cluster.client.gather(run(cluster, again, list(again))), 10)) == 3
+
+    scenario(test)
+
+
 def test_when_the_plugin_breaks_users_tasks_still_run() -> None:
     async def test(cluster: Cluster) -> None:
         tasks = {("slow", i): Task(("slow", i), lambda part: time.sleep(0.05), ref(i)) for i in range(30)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from distributed import get_worker
@@ -9,7 +10,7 @@ from distributed import get_worker
 from gpuflow.cluster.fleet import WorkerView
 from gpuflow.cluster.inventory import ArrayName
 from gpuflow.cluster.messages import ChunkGroup
-from gpuflow.cluster.residence import Residence
+from gpuflow.cluster.residence import Residence, by_chunk
 from gpuflow.cluster.routing import LOCAL, Router, Waiting
 from tests.cluster.in_process import Cluster, scenario
 
@@ -24,6 +25,29 @@ def test_reports_add_up_in_any_order_of_repetition() -> None:
     assert residence.of(ARRAY) == {"a": [2, 3, 4]}
     residence.changed(ARRAY, [2, 9])
     assert residence.of(ARRAY) == {"a": [3, 4]}
+
+
+def test_of_some_chunks_it_tells_who_has_them_and_whether_anything_has_changed() -> None:
+    residence = Residence()
+    residence.report("a", ARRAY, range(0, 10**6, 2), [])
+    residence.report("b", ARRAY, [3, 4], [])
+    assert residence.of(ARRAY, {4, 5, 10**6}) == {"a": [4], "b": [4]}
+    assert by_chunk([("n0", [4, 6]), ("n1", [4])]) == {4: {"n0", "n1"}, 6: {"n0"}}
+    began = time.perf_counter()
+    for _ in range(20):
+        residence.of(ARRAY, frozenset(range(0, 10**6, 489)))
+    assert time.perf_counter() - began < 1, "the scheduler has other things to do than to go through a million chunks"
+    seen = {residence.changes}
+    for change in (
+        lambda: residence.report("b", ARRAY, [], [3]),
+        lambda: residence.changed(ARRAY, [4]),
+        lambda: residence.forget("a"),
+        lambda: residence.report("b", ARRAY, [1], []),
+        lambda: residence.drop("d"),
+    ):
+        change()
+        assert residence.changes not in seen
+        seen.add(residence.changes)
 
 
 def test_home_is_who_has_more_than_half() -> None:

@@ -18,10 +18,14 @@ from gpuflow.datasets.summary import summarize
 from gpuflow.display.card import grid
 from gpuflow.display.preview import Preview, Side, picture_of
 from gpuflow.errors import NotFound
+from gpuflow.execution.summary import run_statistics
+from gpuflow.palette import IN_MEMORY
+from gpuflow.pipelines.load import any_from_dict
 from gpuflow.storage import seals
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
+from tests.cluster.processes import until
 
 _VOID = {"path", "rect", "br", "img"}
 
@@ -84,6 +88,41 @@ def test_a_datasets_card(four_nodes: Connection, root: Path) -> None:
                 assert f"{node} (here)" in text
             drawn = [path.count("M") for path in re.findall(r'<path fill="#\w+" d="([^"]*)"', html.split("</svg>")[1])]
             assert sorted(drawn) == sorted(field.placement().values())
+
+
+def dots(html: str) -> int:
+    """Chunks that are marked as in a worker's memory."""
+    return sum(path.count("h") for path in re.findall(rf'stroke="{IN_MEMORY}" stroke-width="\d+" d="([^"]*)"', html))
+
+
+def test_a_card_marks_what_is_in_memory(four_nodes: Connection, source: Path, root: Path) -> None:
+    gpuflow.ingest(source, "warm", connection=four_nodes, arrays=["t2m"])
+    with gpuflow.open("warm", connection=four_nodes) as warm:
+        cold = warm._repr_html_()
+        assert (dots(cold), "memory" in checked(cold)) == (0, False)
+        asked = {"source": "warm", "statistics": {}, "run": {"cache": "16MiB"}}
+        assert run_statistics(four_nodes, any_from_dict(asked)).status == "done"
+        until(lambda: 12 < dots(warm._repr_html_()) == sum(warm.tiers()["ram"].values()), "what the workers keep, on the card")
+        count = dots(warm._repr_html_())
+        text = checked(warm._repr_html_())
+        assert f"{count} of these 24 in a worker's memory" in text
+        assert "decoded in a worker's memory, too" in text
+        with gpuflow.open("warm", root=root) as on_disk:
+            assert dots(on_disk._repr_html_()) == 0, "without a cluster there is no memory but this one"
+        chunk = next(chunk for _, chunks in four_nodes.resident("warm", "t2m").values() for chunk in chunks)
+        assert {one for _, chunks in four_nodes.resident("warm", "t2m", [chunk]).values() for one in chunks} == {chunk}
+        with gpuflow.open("warm", connection=four_nodes, mode="r+") as target:
+            target["t2m"][target.record.array("t2m").grid.region(chunk)] = 1
+        assert dots(warm._repr_html_()) == count - 1, "what is in memory is not what the chunk is now"
+
+
+def test_statistics_that_were_asked_for_are_on_the_card(four_nodes: Connection) -> None:
+    with gpuflow.open("field", connection=four_nodes) as field:
+        assert "statistics of" not in field._repr_html_()
+        stats = field.stats("t2m")
+        text = checked(field._repr_html_())
+        for part in ("statistics of", str(stats["count"]), *(f"{stats[name]:.6g}" for name in ("mean", "std", "min", "max"))):
+            assert part in text
 
 
 def test_a_receipt_a_plan_and_the_nodes(four_nodes: Connection, root: Path) -> None:
@@ -170,6 +209,7 @@ def test_a_card_of_many_chunks_is_small_and_soon_there(tmp_path: Path) -> None:
         html = many._repr_html_()
     assert time.perf_counter() - began < 1  # 10^6 in 300 ms: ci/bench explore
     assert "one in 64 chunks" in checked(html)
+    assert max(int(width) for width in re.findall(r'<svg width="(\d+)"', html)) <= 640, "a long axis is cut into lines"
     assert "100000" in html
 
 
@@ -194,3 +234,13 @@ def test_a_grid_is_one_path_a_colour() -> None:
     svg = grid([["a", "b"], ["a", ""]], {"a": "#111111", "b": "#222222"})
     assert svg.count("<path") == 2
     assert svg.count("M") == 3
+
+
+def test_dots_are_one_path_more_and_small() -> None:
+    svg = grid(
+        [["a", "b", "a"], ["a", "", "b"]], {"a": "#111111", "b": "#222222"}, 8, [[True, True, False], [False, False, True]]
+    )
+    assert svg.count("<path") == 3
+    assert 'stroke-width="3" d="M2 3.5h3m5 0h3M18 11.5h3"' in svg
+    every = [[True] * 80] * 20
+    assert len(grid([["a"] * 80] * 20, {"a": "#111111"}, 8, every)) < 45_000, "six such arrays are less than 300 kB"

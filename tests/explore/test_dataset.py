@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 import gpuflow
+from gpuflow.backends.devices import why_no_cuda
 from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.locating import ClientLocator
+from gpuflow.cluster.references import ChunkRef
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
 from gpuflow.errors import ConfigError, DeviceUnavailable, NameTaken, NotFound
 from gpuflow.execution import run as run_module
+from gpuflow.explore.blocks import Source, read_block, slim
 from gpuflow.explore.dataset import Dataset
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import NodeStore
@@ -77,8 +81,37 @@ def test_names_that_are_not_there_are_answered_with_the_nearest(field: Dataset, 
 
 
 def test_a_device_that_is_not_there_is_refused(field: Dataset) -> None:
-    with pytest.raises(DeviceUnavailable):
+    if not why_no_cuda("cupy"):
+        pytest.skip("there is a device")
+    of_nodes = r"to_dask\(device='cuda'\) needs a worker with a CUDA device, and there is none: node \S+: .*; node "
+    there_is_none = of_nodes if isinstance(field.store.locator, ClientLocator) else "cuda cannot be used: "
+    with pytest.raises(DeviceUnavailable, match=rf"{there_is_none}.*leave out device, or use device='cpu'"):
         field.to_dask(device="cuda")
+    with pytest.raises(ConfigError, match="device 'gpu', for the blocks of a dask array; use cpu or cuda"):
+        field.to_dask(device="gpu")
+
+
+def test_a_worker_whose_cupy_is_of_no_use_is_refused_by_name(four_nodes: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = four_nodes.info()
+    says = {"device": "cuda:0", "device_name": "A100", "lacks": {"cupy": "CuPy is not installed: pip install 'gpuflow[cuda]'"}}
+    workers = {address: worker | says for address, worker in info["workers"].items()}
+    with gpuflow.open("field", connection=four_nodes) as field:
+        monkeypatch.setattr(four_nodes, "info", lambda: {**info, "workers": workers})
+        with pytest.raises(DeviceUnavailable, match=r"to_dask\(device='cuda'\) cannot use .* node \S+: CuPy is not installed"):
+            field.to_dask(device="cuda")
+        workers = {address: worker | says | {"lacks": {}} for address, worker in workers.items()}
+        lazy = field.to_dask(device="cuda")
+        assert (lazy.shape, lazy.chunks) == (SHAPE, field.to_dask().chunks)
+        assert lazy.name != field.to_dask().name, "blocks of NumPy are not taken for those of CuPy"
+
+
+def test_blocks_are_of_one_device_alone(four_nodes: Connection, field: Dataset) -> None:
+    """As when the last worker with a device has gone meanwhile: the task says why not."""
+    if not why_no_cuda("cupy"):
+        pytest.skip("there is a device")
+    source = Source(field.store.locator, slim(field.record, "t2m"), "cuda")
+    with pytest.raises(DeviceUnavailable, match=r"cuda cannot be used: .*use device='cpu'"):
+        read_block(ChunkRef("field", "t2m", (0,), (1,), 1, "cuda"), source)
 
 
 def test_a_new_dataset_is_written_and_read(root: Path) -> None:

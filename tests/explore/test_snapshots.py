@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from gpuflow.cluster.connection import Connection
 from gpuflow.datasets import snapshots
 from gpuflow.datasets.kept import KeptLocator
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ConfigError, NameTaken, NotFound, StaleChunk
+from gpuflow.palette import IN_MEMORY
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.snapshots import folder_of
+from gpuflow.units import format_nbytes
 from tests.cluster.processes import until
 from tests.explore.conftest import VALUES
+from tests.explore.test_cards import checked
 
 _GATED = """
 import os, time
@@ -84,7 +88,13 @@ def _is_as_it_was(kept: gpuflow.explore.dataset.Dataset) -> None:
     assert kept.stats()["mean"] == pytest.approx(VALUES.astype("float64").mean())
     assert kept.history()["arrays"]["t2m"]["stages"] == {"as made": 24}
     assert sum(kept.placement().values()) == 24
-    assert kept._repr_html_() is None
+    text = checked(kept._repr_html_())
+    entry = kept.record.snapshots["before"]
+    assert (
+        f"taken {entry['created']} of moved before any in-place pipeline; 1 array, {format_nbytes(entry['nbytes'])} kept" in text
+    )
+    assert "gpuflow dataset moved, snapshot before" in text
+    assert "changed in place" not in text
     assert "snapshot 'before'" in repr(kept)
 
 
@@ -95,6 +105,19 @@ def shot(four_nodes: Connection, source: Path) -> Connection:
     snapshots.take_snapshot(four_nodes, "shot", "s")
     gpuflow.run(gpuflow.Pipeline("shot").map("x * 0").in_place(), connection=four_nodes)
     return four_nodes
+
+
+def test_a_snapshots_card_is_of_the_snapshot(shot: Connection, root: Path) -> None:
+    for where in ({"connection": shot}, {"root": root}):
+        with gpuflow.open("shot", snapshot="s", **where) as kept, gpuflow.open("shot", **where) as now:
+            then, current = kept._repr_html_(), now._repr_html_()
+            entry = kept.record.snapshots["s"]
+            assert f"{format_nbytes(entry['nbytes'])} kept on" in checked(then)
+            assert format_nbytes(entry["nbytes"]) not in checked(current), "zeros are smaller"
+            assert ("changed in place" in then, "changed in place 1 time" in current) == (False, True)
+            drawn = [path.count("M") for path in re.findall(r'<path fill="#\w+" d="([^"]*)"', then.split("</svg>")[1])]
+            assert sorted(drawn) == sorted(entry["nodes"].values())
+            assert IN_MEMORY not in then.split("</style>")[1], "what is in memory is of the dataset as it is"
 
 
 def test_tasks_read_it_from_other_nodes_too(shot: Connection) -> None:
