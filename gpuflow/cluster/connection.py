@@ -55,13 +55,15 @@ class Connection:
         self._seen = time.monotonic(), answer
         return dict(answer)
 
+    def seen(self) -> dict[str, Any]:
+        """The same as it was a moment ago, at most."""
+        asked, info = self._seen
+        return dict(info) if time.monotonic() - asked <= _MOMENT_SECONDS else self.info()
+
     def nodes(self) -> dict[str, list[str]]:
         """Addresses of the live workers of each node, by node id; as they were a moment ago, at most."""
-        asked, info = self._seen
-        if time.monotonic() - asked > _MOMENT_SECONDS:
-            info = self.info()
         found: dict[str, list[str]] = {}
-        for address, worker in sorted(info["workers"].items()):
+        for address, worker in sorted(self.seen()["workers"].items()):
             found.setdefault(worker["node"], []).append(address)
         if not found:
             raise ClusterError("no node has joined the cluster", "start one with `gpuflow node --scheduler ADDRESS --root ROOT`")

@@ -146,7 +146,7 @@ def _carry_out(connection: Connection, decision: Decision, run: Run, began: floa
     found, plan, record, chunks = decision.found, decision.plan, decision.record, decision.chunks
     check_nodes(connection, record)
     check_permission(connection, plan)
-    check_in_place(found, plan, run.device, connection.info()["workers"].values())
+    check_in_place(found, plan, run.device, connection.seen()["workers"].values())
     for path, numbers in sorted(decision.lost.items()):
         run.record_lost(path, sorted(numbers), found.nodes)
     record = record if plan.spec.output.in_place else outranking(found, record, chunks)

@@ -16,7 +16,7 @@ from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata, checked
 
 def bound_of(run: Run, plan: Plan, chunks: Sequence[ChunkPlan], kept: Kept, wall_seconds: float) -> Bound | None:
     """What bounded `run`, whose main pass was `chunks`. kept: the nodes' calibrations."""
-    outcome, workers = run.outcome, run.connection.info()["workers"].values()
+    outcome, workers = run.outcome, run.connection.seen()["workers"].values()
     work = Work(
         wall_seconds=wall_seconds,
         threads=sum(worker["threads"] for worker in workers),

@@ -48,7 +48,7 @@ def choose_device(nodes: Nodes, spec: PipelineSpec | StatisticsPipeline) -> Chos
         return choose_here(spec)
     asked = spec.run.device if spec.run.device != "auto" else nodes.device
     needed = _needed(spec.steps, asked)
-    return chosen(asked, spec.run.backend, needed, list(nodes.info()["workers"].values()))
+    return chosen(asked, spec.run.backend, needed, list(nodes.seen()["workers"].values()))
 
 
 def choose_here(spec: PipelineSpec | StatisticsPipeline) -> Chosen:

@@ -120,7 +120,7 @@ def _places(nodes: Nodes, found: Survey, workers: int | None) -> tuple[dict[str,
     here = nodes.each_node(_here)
     threads, network = dict.fromkeys(found.nodes, 0), None
     if isinstance(nodes, Connection):
-        info = nodes.info()
+        info = nodes.seen()
         for worker in info["workers"].values():
             threads[worker["node"]] = threads.get(worker["node"], 0) + worker["threads"]
         _, nbytes, seconds = info["transferred"]

@@ -59,7 +59,7 @@ def _rooms(nodes: Nodes, workers: int | None) -> list[WorkerRoom]:
         workers, threads = share_out(count, workers)
         nbytes = int(MEMORY_LIMIT * min(1, threads / len(os.sched_getaffinity(0))) * _PAUSE)
         return [WorkerRoom("a worker", threads, nbytes, node=str(number)) for number in range(count) for _ in range(workers)]
-    known = nodes.info()["workers"]
+    known = nodes.seen()["workers"]
     machines = Counter(urlsplit(address).hostname for address in known)
     return [
         WorkerRoom(

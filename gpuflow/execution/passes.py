@@ -57,7 +57,7 @@ class Run:
     def prepare(self, work: Sequence[Batch]) -> None:
         """On every worker that the run can use, before the first task."""
         jobs = list({id(batch.job): (batch.group.array, batch.job) for batch in work}.values())
-        there = self.connection.info()["workers"]
+        there = self.connection.seen()["workers"]
         workers = [address for address, worker in there.items() if fits(worker["device"], self.device.worker)]
         if jobs and workers:
             self.connection.client.run(_prepare, jobs, workers=workers, on_error="ignore")  # of a worker that is gone
@@ -150,13 +150,13 @@ class Run:
     def threads(self) -> dict[str, int]:
         """Of each node's workers together, those that the run can use."""
         found: dict[str, int] = {}
-        for worker in self.connection.info()["workers"].values():
+        for worker in self.connection.seen()["workers"].values():
             usable = worker["threads"] if fits(worker["device"], self.device.worker) else 0
             found[worker["node"]] = found.get(worker["node"], 0) + usable
         return found
 
     def _threads_of_workers(self) -> dict[str, int]:
-        return {address: worker["threads"] for address, worker in self.connection.info()["workers"].items()}
+        return {address: worker["threads"] for address, worker in self.connection.seen()["workers"].items()}
 
     def _group(
         self,

@@ -13,6 +13,6 @@ def check_permission(connection: Connection, plan: Plan) -> None:
     kinds = sorted({step.kind for array in plan.arrays for step in array.steps if step.runs_programs})
     if not kinds:
         return
-    refusing = sorted({worker["node"] for worker in connection.info()["workers"].values() if not worker["allows_exec"]})
+    refusing = sorted({worker["node"] for worker in connection.seen()["workers"].values() if not worker["allows_exec"]})
     if refusing:
         raise ClusterError(f"`{kinds[0]}` runs programs, which workers of node {', '.join(refusing)} do not allow", ALLOW)

@@ -90,7 +90,7 @@ def _run(
     memory = check_memory(connection, found, plan)
     check_nodes(connection, record)
     check_permission(connection, plan)
-    check_in_place(found, plan, device, connection.info()["workers"].values())
+    check_in_place(found, plan, device, connection.seen()["workers"].values())
     run = Run(connection, plan.source, progress or Silent(), patience_seconds, run_id, spec.run, device=device)
     run.caching = caching(found, plan, memory, record)
     run.notes += [f"{path} is not carried over: a dimension of it has another length now" for path in plan.left_out]
@@ -278,7 +278,7 @@ def receipt_of(run: Run, plan: Plan, found: Survey, began: float, chunks: Sequen
         pipeline=f"{plan.source.name} -> {plan.target}",
         fingerprint=plan.fingerprint(),
         target=plan.target,
-        routing=run.connection.info()["routing"],
+        routing=run.connection.seen()["routing"],
         total=sum(part.total for part in chunks) if chunks else sum(array.target.grid.size for array in plan.arrays),
         planned_skips=sum(part.skipped for part in chunks),
         wall_seconds=wall_seconds,

@@ -93,7 +93,7 @@ def run_statistics(
         pipeline=f"{plan.source.name} -> statistics",
         fingerprint=fingerprint(pipeline.to_dict()),
         target=plan.source.name,
-        routing=connection.info()["routing"],
+        routing=connection.seen()["routing"],
         total=done + skipped + len(run.outcome.tally.failures),
         planned_skips=skipped,
         wall_seconds=time.monotonic() - began,
