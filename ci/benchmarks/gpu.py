@@ -33,6 +33,7 @@ from gpuflow.steps.base import ArraySpec
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.buffers import Slot
 from gpuflow.storage.codecs import ArrayCodec
+from gpuflow.storage.disk import write_file
 from gpuflow.storage.frames import batching
 from gpuflow.storage.framing import framing
 from gpuflow.storage.metadata import ArrayMetadata
@@ -295,6 +296,7 @@ def _pipelines(report: Report, base: Path, path: Path, arguments: argparse.Names
             rate()
         interleave(report, "normalise to a new dataset", rates, arguments.rounds)
         report.ratio("normalise to a new dataset", "gpuflow", "all cores")
+        _share_of_the_slowest_stage(report, base, path, arguments.rounds)
         connection = sides["gpuflow"]
         _passes(report, connection, gigabytes, arguments.rounds)
         before = connection.client.run(_used)
@@ -306,6 +308,36 @@ def _pipelines(report: Report, base: Path, path: Path, arguments: argparse.Names
             connection.close()
     grown = max(after[worker] - before[worker] for worker in before)
     report.check(f"device and pinned memory after {arguments.chunks} chunks, MiB more", grown / 2**20, "<=", LEAK_NBYTES / 2**20)
+
+
+def _share_of_the_slowest_stage(report: Report, base: Path, path: Path, rounds: int) -> None:
+    """Of normalising; every stage by itself, in GB/s of decoded input: what it would take if the others took nothing."""
+    files, half = _files(path), np.zeros(int(np.prod(SHARD)) * 2, np.uint8)
+    nbytes, stored = len(files) * int(np.prod(SHARD)) * 4, sum(file.stat().st_size for file in files)
+
+    def written() -> float:
+        places = [base / f"written-{number}" for number in range(len(files))]
+        began = time.perf_counter()
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(lambda place: write_file(place, half.data, durable=False), places))
+        rate = nbytes / 1e9 / (time.perf_counter() - began)
+        for place in places:
+            place.unlink()
+        return rate
+
+    for _ in range(rounds):
+        report.add("writing the output", "ceiling", written())
+    stages = {
+        "read": report.median("page cache", "ceiling") * nbytes / stored,
+        "copy there": report.median("pinned to device", "ceiling") * nbytes / stored,
+        "decode": report.median("zstd frames of 64 KiB", "gpuflow"),
+        "steps": report.median("normalise to float16, traffic", "gpuflow") / 1.5,
+        "copy back": report.median("device to pinned", "ceiling") * 2,
+        "write": report.median("writing the output", "ceiling"),
+    }
+    slowest = min(stages, key=lambda stage: stages[stage])
+    share = report.median("normalise to a new dataset", "gpuflow") / stages[slowest]
+    report.check(f"normalise to a new dataset / its slowest stage ({slowest})", share, ">=", 0.85)
 
 
 def _normalise(connection: Connection, gigabytes: float) -> float:
