@@ -20,7 +20,8 @@ _ROWS: tuple[tuple[str, Callable[[Calibration], str]], ...] = (
     ("page cache read, 1 thread", lambda one: _rate(one.cache_read_gb_s)),
     ("memory copy, 1 thread", lambda one: _rate(one.copy_gb_s)),
     ("fsync of a small file", lambda one: _latency(one.fsync_seconds)),
-    ("create and rename a file", lambda one: _latency(one.create_seconds)),
+    ("a small chunk, read to commit", lambda one: _latency(one.chunk_seconds)),
+    ("the same, durable", lambda one: _latency(one.durable_chunk_seconds)),
 )
 
 _DEVICE_ROWS: tuple[tuple[str, Callable[[Calibration], Mapping[str, float]]], ...] = (

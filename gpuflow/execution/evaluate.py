@@ -9,6 +9,7 @@ import numpy as np
 
 from gpuflow.backends.select import Backend
 from gpuflow.pipelines.flow import Apply, Flow, Read, is_empty, pull
+from gpuflow.steps.around import goes_around, pieces, seen_from
 from gpuflow.steps.base import ArraySpec, Elementwise, Region, Step
 from gpuflow.steps.fuse import compile_steps
 from gpuflow.storage.codecs import Block
@@ -31,11 +32,15 @@ class Evaluation:
 
     def _node(self, number: int, region: Region, boxes: Boxes, place: Place | None) -> Block:
         node = self._flow.nodes[number]
+        spec = self._specs[number]
         if is_empty(region):
-            return np.empty([axis.stop - axis.start for axis in region], self._specs[number].dtype)
-        if isinstance(node, Read):
-            box, block = boxes[node.path]
-            return block[tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(region, box, strict=True))]
+            return np.empty([axis.stop - axis.start for axis in region], spec.dtype)
+        inside = seen_from(boxes[node.path][0], region, spec.shape) if isinstance(node, Read) else None
+        if isinstance(node, Read) and inside is not None:
+            return boxes[node.path][1][inside]
+        if goes_around(region, spec.shape):
+            return self._joined(number, region, boxes)
+        assert isinstance(node, Apply), (node, region)
         steps = list[Step]()
         below, spec_number = node, number
         while isinstance(below, Apply) and isinstance(below.operation, Elementwise):
@@ -47,6 +52,13 @@ class Evaluation:
             block = self._node(spec_number, region, boxes, None)
             return kernel(block, region, place(block.shape, kernel.out_dtype) if place is not None else None)
         return self._apply(node, region, boxes)
+
+    def _joined(self, number: int, region: Region, boxes: Boxes) -> Block:
+        """A part that goes around, from its ends."""
+        out = np.empty([axis.stop - axis.start for axis in region], self._specs[number].dtype)
+        for box, place in pieces(region, self._specs[number].shape):
+            out[place] = self._node(number, box, boxes, None)
+        return out
 
     def _apply(self, node: Apply, region: Region, boxes: Boxes) -> Block:
         specs = [self._specs[number] for number in node.of]

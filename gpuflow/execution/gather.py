@@ -21,7 +21,7 @@ from gpuflow.execution.lane import Lane
 from gpuflow.grid import Box as GridBox
 from gpuflow.grid import Grid
 from gpuflow.pipelines.flow import Flow
-from gpuflow.pipelines.pulls import Pull, inputs_digest, is_whole, is_within, outermost, overlap, pulls_of
+from gpuflow.pipelines.pulls import Pull, inputs_digest, is_whole, is_within, outermost, overlaps, pulls_of
 from gpuflow.steps.base import ArraySpec, Region
 from gpuflow.storage.blocks import Box, decoded, read_block
 from gpuflow.storage.buffers import ALIGNMENT
@@ -95,8 +95,7 @@ class Gathering:
                 position += _aligned(nbytes)
                 boxes[one.path] = one.box, block
                 parts = self._parts.setdefault(one.path, {})
-                for number in one.chunks.tolist():
-                    in_chunk, in_box = overlap(self._sources[one.path].grid, number, one.box)
+                for number, in_chunk, in_box in overlaps(self._sources[one.path].grid, one.box):
                     parts.setdefault(number, _Part()).wanted.append((in_chunk, block[in_box]))
             self._boxes.update(dict.fromkeys(self._grid.chunks_of(group), boxes))
 

@@ -30,7 +30,7 @@ from gpuflow.facade import as_spec
 from gpuflow.pipelines.flow import Apply, Flow
 from gpuflow.pipelines.pipeline import Pipeline
 from gpuflow.pipelines.plan import ArrayPlan, Plan, spec_of
-from gpuflow.pipelines.pulls import Pull, overlap, pulls_of
+from gpuflow.pipelines.pulls import Pull, overlaps, pulls_of
 from gpuflow.pipelines.spec import PipelineSpec
 from gpuflow.steps.base import Region, Step
 
@@ -93,8 +93,7 @@ class PipelinePlan:
         metadata = source.array(pull.path)
         generations = self._locator.generations(source.name, pull.path, metadata.grid.size)
         out = np.empty([axis.stop - axis.start for axis in pull.box], metadata.dtype)
-        for chunk in pull.chunks.tolist():
-            in_chunk, in_box = overlap(metadata.grid, chunk, pull.box)
+        for chunk, in_chunk, in_box in overlaps(metadata.grid, pull.box):
             out[in_box] = decode_chunk(self._locator, source, pull.path, chunk, int(generations[chunk]))[in_chunk]
         return out
 
@@ -111,9 +110,10 @@ class PipelinePlan:
             assert isinstance(node, Apply), node
             assert isinstance(node.operation, Step), node
             alone, below = True, node.of[0]
-            before, part = array.specs[below], array.flow.wanted(array.specs, region)[below]
-            values = self._evaluated(array.flow.before(number), array, boxes, part)
+            before, wanted = array.specs[below], array.flow.wanted(array.specs, region)[below]
             shape, keep = before.shape, request.keep
+            part = tuple(slice(max(0, axis.start), min(size, axis.stop)) for axis, size in zip(wanted, shape, strict=True))
+            values = self._evaluated(array.flow.before(number), array, boxes, part)
             found = request.of(values, part).embed(tuple(shape[axis] for axis in keep), tuple(part[axis] for axis in keep))
             array = replace(array, flow=array.flow.with_step(number, node.operation.resolve(before, found, array.path)))
         return array, alone

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gpuflow.steps.around import around, span_around, span_widened, widened
 from gpuflow.steps.base import ArraySpec, Join, Region, Request, Step
 from gpuflow.steps.spans import Spans
 
@@ -96,7 +97,8 @@ class Flow:
         return tuple(found)
 
     def pulls(self, specs: Sequence[ArraySpec], region: Region) -> dict[str, Region]:
-        """By array that is read, the smallest box with all of it that the part `region` of the result is computed from."""
+        """By array that is read, the smallest box with all of it that the part `region` of the result is computed from. It may go around:
+        see steps/around.py."""
         wanted = self.wanted(specs, region)
         return {node.path: wanted[number] for number, node in enumerate(self.nodes) if isinstance(node, Read)}
 
@@ -106,8 +108,9 @@ class Flow:
         for number in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[number]
             if isinstance(node, Apply) and number in wanted:
-                for below, part in zip(node.of, pull(node, specs, wanted[number]), strict=True):
-                    wanted[below] = _hull(wanted.get(below, part), part)
+                asked = wanted[number] if node.operation.takes_around else widened(wanted[number], specs[number].shape)
+                for below, part in zip(node.of, pull(node, specs, asked), strict=True):
+                    wanted[below] = _hull(wanted.get(below, part), part, specs[below].shape)
         return wanted
 
     def spans(self, specs: Sequence[ArraySpec], spans: Spans) -> dict[str, Spans | None]:
@@ -118,8 +121,11 @@ class Flow:
         for number in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[number]
             if isinstance(node, Apply) and number in wanted:
-                for below, part in zip(node.of, _pull_all(node, specs, wanted[number]), strict=True):
-                    wanted[below] = _around(wanted.get(below), part)
+                asked = wanted[number]
+                if asked is not None and not node.operation.takes_around:
+                    asked = tuple(span_widened(span, size) for span, size in zip(asked, specs[number].shape, strict=True))
+                for below, part in zip(node.of, _pull_all(node, specs, asked), strict=True):
+                    wanted[below] = _hulls(wanted.get(below), part, specs[below].shape)
         return {node.path: wanted[number] for number, node in enumerate(self.nodes) if isinstance(node, Read)}
 
     def cut(self, specs: Sequence[ArraySpec], chunks: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -202,10 +208,12 @@ def _pull_all(node: Apply, specs: Sequence[ArraySpec], spans: Spans | None) -> t
     return node.operation.pull_all(node.name, [specs[number] for number in node.of], spans)
 
 
-def _around(one: Spans | None, other: Spans | None) -> Spans | None:
+def _hulls(one: Spans | None, other: Spans | None, shape: tuple[int, ...]) -> Spans | None:
+    """`_hull` of many."""
     if one is None or other is None:
         return other if one is None else one
-    return tuple(a.around(b) for a, b in zip(one, other, strict=True))
+    both = (a.around(b) for a, b in zip(one, other, strict=True))
+    return tuple(span_around(span.axis, span.starts, span.stops, size) for span, size in zip(both, shape, strict=True))
 
 
 def is_empty(region: Region) -> bool:
@@ -213,9 +221,9 @@ def is_empty(region: Region) -> bool:
     return any(axis.start >= axis.stop for axis in region)
 
 
-def _hull(one: Region, other: Region) -> Region:
-    """The smallest box around both; one that is empty adds nothing."""
+def _hull(one: Region, other: Region, shape: tuple[int, ...]) -> Region:
+    """The smallest box around both, as they go around; one that is empty adds nothing."""
     if is_empty(one) or is_empty(other):
         return other if is_empty(one) else one
-    pairs = zip(one, other, strict=True)
-    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in pairs)
+    axes = zip(one, other, shape, strict=True)
+    return tuple(around(min(a.start, b.start), max(a.stop, b.stop), size) for a, b, size in axes)

@@ -215,7 +215,7 @@ def _block(
             members = np.hstack([homes.members[path], np.zeros((len(table.sets), 1))])
             counts = metadata.grid.counts
             held[place] += itemsize * sums_over(
-                one, metadata.grid.chunks, len(shape), _Columns(members, table.holders.reshape(counts), table.present)
+                one, metadata.grid, len(shape), _Columns(members, table.holders.reshape(counts), table.present)
             )
             nbytes[place] += itemsize * _volumes(one, len(shape))
         grids = {path: (tables[path].rows["digest"].reshape(wanted.sources[path].grid.counts)) for path in there}
@@ -276,10 +276,12 @@ def _runs(wanted: Wanted, spans: Mapping[str, Spans], axis: int | None, places: 
     """axis: None for what does not depend on any."""
     firsts, counts = {}, {}
     for path, one in spans.items():
-        for number, (span, chunk) in enumerate(zip(one, wanted.sources[path].grid.chunks, strict=True)):
+        grid = wanted.sources[path].grid
+        for number, (span, chunk, size) in enumerate(zip(one, grid.chunks, grid.shape, strict=True)):
             if span.axis == axis:
-                firsts[path, number] = span.starts // chunk
-                counts[path, number] = np.maximum(0, -(-span.stops // chunk) - span.starts // chunk)
+                pieces = span.pieces(size)
+                firsts[path, number] = pieces[0].starts // chunk
+                counts[path, number] = sum(np.maximum(0, -(-each.stops // chunk) - each.starts // chunk) for each in pieces)
     changes = np.zeros(places, bool)
     for column in [*firsts.values(), *counts.values()]:
         changes[1:] |= column[1:] != column[:-1]
@@ -360,7 +362,7 @@ def _gathered(
         runs = axes[dims if span.axis is None else span.axis]
         mine = numbers[dims if span.axis is None else span.axis]
         first, count = runs.firsts[path, number][mine], int(runs.counts[path, number][mine[0]])
-        chunks = first[:, None] + np.arange(count)
+        chunks = (first[:, None] + np.arange(count)) % max(grid.shape[number], 1)
         shape = [1] * (dims + len(spans))
         shape[dims + number] = count
         if span.axis is not None:

@@ -4,9 +4,10 @@ Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 
 import numpy as np
 import xxhash
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from gpuflow.datasets.catalog import ChunkTable
 from gpuflow.grid import Grid
 from gpuflow.pipelines.flow import Flow
+from gpuflow.steps.around import ends
 from gpuflow.steps.base import ArraySpec, Region
 from gpuflow.storage.metadata import ArrayMetadata
 
@@ -25,8 +27,8 @@ _NEARLY = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Of one array of the source: the part `box` of it, and the chunks that this lies in, in C order. nbytes: decoded, of each chunk's
-    part of the box."""
+    """Of one array of the source: the part `box` of it, and the chunks that this lies in, in the box's C order: one comes twice when the
+    box goes around and ends where it begins. nbytes: decoded, of each chunk's part of the box."""
 
     path: str
     box: Region
@@ -41,32 +43,40 @@ def pulls_of(flow: Flow, specs: Sequence[ArraySpec], sources: Mapping[str, Array
 
 def _pull(path: str, metadata: ArrayMetadata, box: Region) -> Pull:
     grid = metadata.grid
-    ranges = [range(0)] * len(box)
-    overlaps = []
-    for axis, (part, chunk) in enumerate(zip(box, grid.chunks, strict=True)):
-        ranges[axis] = range(part.start // chunk, -(-part.stop // chunk) if part.stop > part.start else part.start // chunk)
-        starts = np.array(ranges[axis], np.int64) * chunk
-        overlaps.append(np.minimum(starts + chunk, part.stop) - np.maximum(starts, part.start))
+    numbers, overlaps = np.zeros((), np.int64), []
+    for part, chunk, count, size in zip(box, grid.chunks, grid.counts, grid.shape, strict=True):
+        positions, lengths = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+        for piece, _ in ends(part, size):
+            positions.append(np.array(_positions(piece, chunk), np.int64))
+            starts = positions[-1] * chunk
+            lengths.append(np.minimum(starts + chunk, piece.stop) - np.maximum(starts, piece.start))
+        numbers = numbers[..., None] * count + np.concatenate(positions)
+        overlaps.append(np.concatenate(lengths))
     itemsize = metadata.dtype.itemsize if metadata.dtype is not None else 1
     nbytes = reduce(np.multiply.outer, overlaps, np.array(itemsize, np.int64))
-    return Pull(path, box, _numbers(grid, ranges), np.asarray(nbytes).reshape(-1))
+    return Pull(path, box, numbers.reshape(-1), np.asarray(nbytes).reshape(-1))
 
 
-def _numbers(grid: Grid, ranges: Sequence[range]) -> NDArray[np.int64]:
-    """Linear numbers of the chunks at all positions within `ranges`, in C order."""
-    numbers = np.zeros((), np.int64)
-    for positions, count in zip(ranges, grid.counts, strict=True):
-        numbers = numbers[..., None] * count + np.array(positions, np.int64)
-    return numbers.reshape(-1)
+def _positions(part: slice, chunk: int) -> range:
+    """Of the chunks in which a part of an axis lies."""
+    first = part.start // chunk
+    return range(first, -(-part.stop // chunk) if part.stop > part.start else first)
 
 
-def overlap(grid: Grid, chunk: int, box: Region) -> tuple[Region, Region]:
-    """The part of `box` that lies in chunk number `chunk`, as seen from the chunk's beginning and from the box's."""
-    common = [
-        (max(a.start, b.start), min(a.stop, b.stop), a.start, b.start) for a, b in zip(grid.region(chunk), box, strict=True)
-    ]
-    in_chunk = tuple(slice(start - chunk_start, stop - chunk_start) for start, stop, chunk_start, _ in common)
-    return in_chunk, tuple(slice(start - box_start, stop - box_start) for start, stop, _, box_start in common)
+def overlaps(grid: Grid, box: Region) -> Iterator[tuple[int, Region, Region]]:
+    """The chunks in which `box` lies, in the order of `Pull.chunks`: the number of each, and the part of the box that lies in it, as seen
+    from the chunk's beginning and from the box's."""
+    axes = []
+    for part, chunk, size in zip(box, grid.chunks, grid.shape, strict=True):
+        along = list[tuple[int, slice, slice]]()
+        for piece, at in ends(part, size):
+            for position in _positions(piece, chunk):
+                start = position * chunk
+                first, last, by = max(start, piece.start), min(start + chunk, piece.stop), at - piece.start
+                along.append((position, slice(first - start, last - start), slice(first + by, last + by)))
+        axes.append(along)
+    for one in product(*axes):
+        yield grid.ravel(tuple(position for position, _, _ in one)), tuple(a for _, a, _ in one), tuple(b for _, _, b in one)
 
 
 def outermost(boxes: Iterable[Region]) -> list[Region]:

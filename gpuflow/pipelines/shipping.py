@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gpuflow.pipelines.gathers import Gathers
 from gpuflow.pipelines.memory import Sharing
 from gpuflow.pipelines.plan import ChunkPlan
-from gpuflow.pipelines.pulls import is_whole, outermost, overlap, pulls_of
+from gpuflow.pipelines.pulls import is_whole, outermost, overlaps, pulls_of
 from gpuflow.steps.base import Region
 
 _PARTS = 2**13
@@ -66,9 +66,10 @@ def _of_task(part: ChunkPlan, home: str, chunks: Sequence[int]) -> tuple[int, in
         for one in pulls_of(array.flow, array.specs, array.sources, grid.region_of(box)):
             table, source = part.tables[one.path], array.sources[one.path].grid
             looked_at += len(one.chunks)
-            for number, holders in zip(one.chunks.tolist(), table.holders[one.chunks].tolist(), strict=True):
-                if home not in table.sets[holders]:
-                    wanted.setdefault((one.path, number), []).append(overlap(source, number, one.box)[0])
+            holders = table.holders[one.chunks].tolist()
+            for held, (number, in_chunk, _) in zip(holders, overlaps(source, one.box), strict=True):
+                if home not in table.sets[held]:
+                    wanted.setdefault((one.path, number), []).append(in_chunk)
     nbytes = 0
     for (path, number), boxes in wanted.items():
         metadata = array.sources[path]

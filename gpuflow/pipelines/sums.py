@@ -4,7 +4,7 @@ Pure. A sum over a range is the difference of two running totals, whatever its l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,22 @@ Columns = Callable[[tuple[slice, ...]], NDArray[np.float64]]
 """Of a part of a grid of chunks: some numbers of each chunk, along one more axis."""
 
 
-def sums_over(spans: Spans, chunks: tuple[int, ...], axes: int, columns: Columns) -> NDArray[np.float64]:
+def sums_over(spans: Spans, grid: Grid, axes: int, columns: Columns) -> NDArray[np.float64]:
     """For each part the sum of its chunks' columns, each times the number of values that it pulls of the chunk. Exact below 2**53.
 
-    axes: of the result. Out: one axis for each of them, of the length 1 where the spans do not depend on it, and the columns."""
+    grid: of the array that is pulled; axes: of the result. Out: one axis for each of them, of the length 1 where the spans do not depend
+    on it, and the columns."""
     _check(spans)
-    reach = [slice(_first(span, size), _last(span, size)) for span, size in zip(spans, chunks, strict=True)]
+    parts = [span.pieces(size) for span, size in zip(spans, grid.shape, strict=True)]
+    reach = [slice(_first(each, size), _last(each, size)) for each, size in zip(parts, grid.chunks, strict=True)]
     values = columns(tuple(reach))
     # Axes that shrink come first, so that what is in between stays small.
     order = sorted(range(len(spans)), key=lambda axis: len(spans[axis].starts) / max(1, values.shape[axis]))
     for axis in order:
-        span, size = spans[axis], chunks[axis]
+        size, ahead = grid.chunks[axis], np.moveaxis(values, axis, 0)
         begin = reach[axis].start * size
-        values = np.moveaxis(_along(np.moveaxis(values, axis, 0), span.starts - begin, span.stops - begin, size), 0, axis)
+        each = [_along(ahead, piece.starts - begin, piece.stops - begin, size) for piece in parts[axis]]
+        values = np.moveaxis(sum(each[1:], each[0]), 0, axis)
     places = {span.axis: number for number, span in enumerate(spans) if span.axis is not None}
     fixed = [number for number, span in enumerate(spans) if span.axis is None]
     lengths = [values.shape[places[axis]] if axis in places else 1 for axis in range(axes)]
@@ -61,22 +64,23 @@ def needed_by(spans: Spans, grid: Grid, parts: NDArray[np.bool_]) -> NDArray[np.
     marks = marks.transpose([kept.index(axis) for axis in used])
     marks = marks.reshape([1 if span.axis is None else len(span.starts) for span in spans])
     for number in sorted(range(len(spans)), key=lambda axis: grid.counts[axis] / max(1, marks.shape[axis])):
-        span, size = spans[number], grid.chunks[number]
+        size = grid.chunks[number]
         ahead = np.moveaxis(marks, number, 0).astype(np.int64)
         edges = np.zeros((grid.counts[number] + 1, *ahead.shape[1:]), np.int64)
-        first, last = span.starts // size, -(-span.stops // size)
-        np.add.at(edges, first, ahead)
-        np.subtract.at(edges, np.maximum(first, last), ahead)
+        for piece in spans[number].pieces(grid.shape[number]):
+            first, last = piece.starts // size, -(-piece.stops // size)
+            np.add.at(edges, first, ahead)
+            np.subtract.at(edges, np.maximum(first, last), ahead)
         marks = np.moveaxis(np.cumsum(edges[:-1], axis=0) > 0, 0, number)
     return marks
 
 
-def _first(span: Span, size: int) -> int:
-    return int(span.starts.min(initial=2**62)) // size if len(span.starts) else 0
+def _first(pieces: Sequence[Span], size: int) -> int:
+    return min(int(piece.starts.min(initial=2**62)) for piece in pieces) // size if len(pieces[0].starts) else 0
 
 
-def _last(span: Span, size: int) -> int:
-    return -(-int(span.stops.max(initial=0)) // size)
+def _last(pieces: Sequence[Span], size: int) -> int:
+    return -(-max(int(piece.stops.max(initial=0)) for piece in pieces) // size)
 
 
 def _check(spans: Spans) -> None:

@@ -14,6 +14,7 @@ from gpuflow.grid import Box, Grid
 from gpuflow.pipelines.flow import is_empty
 from gpuflow.pipelines.plan import ArrayPlan
 from gpuflow.pipelines.pulls import pulls_of
+from gpuflow.steps.around import pieces
 from gpuflow.steps.base import Region
 
 Chunks = NDArray[np.int64]
@@ -68,8 +69,9 @@ def _needs(array: ArrayPlan, region: Region, masks: Mapping[str, NDArray[np.bool
     """Whether the part `region` of the output is computed from anything in `masks`."""
     for path, part in array.flow.pulls(array.specs, region).items():
         if path in masks and not is_empty(part):
-            chunks = array.sources[path].grid.chunks
-            spots = (slice(axis.start // size, -(-axis.stop // size)) for axis, size in zip(part, chunks, strict=True))
-            if masks[path][tuple(spots)].any():
-                return True
+            grid = array.sources[path].grid
+            for box, _ in pieces(part, grid.shape):
+                spots = (slice(axis.start // size, -(-axis.stop // size)) for axis, size in zip(box, grid.chunks, strict=True))
+                if masks[path][tuple(spots)].any():
+                    return True
     return False

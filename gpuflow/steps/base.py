@@ -40,7 +40,7 @@ Namespace = Any
 Array = Any
 """An array of a `Namespace`."""
 Region = tuple[slice, ...]
-"""The part of an array that a block covers: one slice with start and stop per axis."""
+"""The part of an array that a block covers: one slice with start and stop per axis. What is pulled may go around: see around.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,11 @@ class Operation(BaseModel, frozen=True, extra="forbid", strict=True, defer_build
     def on_cuda(self) -> Library | None:
         """The library from which it gets its blocks as arrays on a CUDA device, without which it cannot be; None when it can."""
         return None
+
+    @property
+    def takes_around(self) -> bool:
+        """Whether `pull` takes parts that go around, see around.py; else it is given all of the axes along which they do."""
+        return self.chunkwise
 
     @property
     def title(self) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gpuflow.steps.around import around, span_around
 from gpuflow.steps.base import Array, ArraySpec, Namespace, Region
 from gpuflow.steps.spans import Span, Spans
 
@@ -23,14 +24,16 @@ Halo = Sequence[tuple[int, int]]
 
 
 def with_halo(array: ArraySpec, region: Region, halo: Halo, mode: Mode) -> Region:
-    """`region` with its halo, and what the values beyond an edge are taken from, as far as it lies within the array."""
+    """`region` with its halo, and what the values beyond an edge are taken from, as far as it lies within the array; in the mode wrap it
+    goes around."""
     parts = []
     for part, size, (before, after) in zip(region, array.shape, halo, strict=True):
         first, last = part.start - before, part.stop + after
+        if mode == "wrap":
+            parts.append(around(first, last, size))
+            continue
         under, over = max(0, -first), max(0, last - size)
-        if mode == "wrap" and (under or over):
-            first, last = 0, size
-        elif mode in ("reflect", "mirror"):
+        if mode in ("reflect", "mirror"):
             first, last = min(first, size - over - 1) if over else first, max(last, under + 1) if under else last
         # At least the place at the edge, also for a region that lies beyond it.
         parts.append(slice(max(0, min(first, size - 1)), min(size, max(last, 1))))
@@ -42,11 +45,11 @@ def spans_with_halo(array: ArraySpec, spans: Spans, halo: Sequence[tuple[Widths,
     parts = []
     for span, size, (before, after) in zip(spans, array.shape, halo, strict=True):
         first, last = span.starts - before, span.stops + after
-        under, over = np.maximum(0, -first), np.maximum(0, last - size)
         if mode == "wrap":
-            around = (under > 0) | (over > 0)
-            first, last = np.where(around, 0, first), np.where(around, size, last)
-        elif mode in ("reflect", "mirror"):
+            parts.append(span_around(span.axis, first, last, size))
+            continue
+        under, over = np.maximum(0, -first), np.maximum(0, last - size)
+        if mode in ("reflect", "mirror"):
             mirrored = np.minimum(first, size - over - 1), np.maximum(last, under + 1)
             first, last = np.where(over > 0, mirrored[0], first), np.where(under > 0, mirrored[1], last)
         parts.append(Span(span.axis, np.maximum(0, np.minimum(first, size - 1)), np.minimum(size, np.maximum(last, 1))))
@@ -60,6 +63,10 @@ def padded(xp: Namespace, block: Array, array: ArraySpec, region: Region, halo: 
     have = with_halo(array, region, halo, mode)
     for part, there, size, (before, after) in zip(region, have, array.shape, halo, strict=True):
         first, last = part.start - before, part.stop + after
+        if mode == "wrap" and last - first < size:  # it is all there
+            widths.append((0, 0))
+            inner.append(slice(0, last - first))
+            continue
         widths.append((max(0, -first), max(0, last - size)))
         offset = first - there.start + widths[-1][0]
         inner.append(slice(offset, offset + last - first))

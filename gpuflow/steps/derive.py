@@ -42,6 +42,10 @@ class Derive(Join, frozen=True):
     def to_yaml_value(self) -> dict[str, Any]:
         return {str(name): text for name, text in self.made_of.items()}
 
+    @property
+    def takes_around(self) -> bool:
+        return True
+
     def made(self) -> dict[str, tuple[str, ...]]:
         return {str(name): parse(text, True).names for name, text in self.made_of.items()}
 

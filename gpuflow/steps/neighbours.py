@@ -63,6 +63,10 @@ class Neighbours(Step, frozen=True):
         self.halo(array)
         return replace(array, dtype=self.out_dtype(array.dtype))
 
+    @property
+    def takes_around(self) -> bool:
+        return self.mode == "wrap"
+
     def pull(self, array: ArraySpec, region: Region) -> Region:
         return with_halo(array, region, self._halo(array), self.mode)
 

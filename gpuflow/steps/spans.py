@@ -48,6 +48,16 @@ class Span:
         axis = other.axis if self.axis is None else self.axis
         return Span(axis, np.minimum(self.starts, other.starts), np.maximum(self.stops, other.stops))
 
+    def pieces(self, size: int) -> tuple[Span, ...]:
+        """The same within an axis of this length: where some go around (see around.py), what they have at its other end comes second,
+        which is empty for the others."""
+        if not ((self.starts < 0) | (self.stops > size)).any():
+            return (self,)
+        by = np.where(self.starts < 0, size, 0)
+        stops = self.stops + by
+        one = Span(self.axis, self.starts + by, np.minimum(stops, size))
+        return one, Span(self.axis, np.zeros_like(stops), np.maximum(stops - size, 0))
+
     def at(self, places: Mapping[int, range]) -> Span:
         """At some places along the result's axes only."""
         if self.axis is None:

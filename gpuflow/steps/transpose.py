@@ -40,6 +40,10 @@ class Transpose(Step, frozen=True):
     def bind(self, array: ArraySpec) -> Transpose:
         return self.model_copy(update={"dims": self._order(array)})
 
+    @property
+    def takes_around(self) -> bool:
+        return True
+
     def pull(self, array: ArraySpec, region: Region) -> Region:
         parts = dict(zip(self._order(array), region, strict=True))
         return tuple(parts[axis] for axis in range(len(region)))

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpuflow.storage.disk import read_file, store_errors, write_durably
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "calibration.json"
 
 
@@ -45,8 +45,10 @@ class Calibration:
     cache_read_gb_s: float
     copy_gb_s: float
     fsync_seconds: float
-    create_seconds: float
-    """Of creating a small file and renaming it, without any fsync."""
+    chunk_seconds: float
+    """Of a small chunk on one thread: from its row to the commit, with others, of what is made of it; without any fsync."""
+    durable_chunk_seconds: float
+    """The same with all that makes it durable."""
     codecs: Mapping[str, CodecRates]
     """By the names of `storage.metadata.COMPRESSORS`; `none` is not measured, since it does nothing."""
     device_decode_gb_s: Mapping[str, float] = field(default_factory=dict)

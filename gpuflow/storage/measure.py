@@ -22,6 +22,7 @@ from gpuflow.storage.buffers import Buffer, Slot
 from gpuflow.storage.calibration import Calibration, CodecRates, keep
 from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.disk import drop_from_cache, store_errors, write_file
+from gpuflow.storage.measure_chunks import chunk_seconds
 from gpuflow.storage.measure_device import device_rates
 from gpuflow.storage.metadata import COMPRESSORS, ArrayMetadata
 from gpuflow.storage.node import NodeStore
@@ -50,7 +51,7 @@ def calibrate(store: NodeStore, threads: int) -> Calibration:
                 disk = _Disk(files, largest, pool)
                 one_write, one_read, cached = disk.rates(1)
                 all_write, all_read, _ = (one_write, one_read, cached) if threads == 1 else disk.rates(threads)
-            fsync_seconds, create_seconds = _small_files(store)
+            fsync_seconds, (atomic, durable) = _fsync_seconds(store), chunk_seconds(store)
             device = device_rates(representative_field(), read_by_device)
         finally:
             for path in (*files, read_by_device):
@@ -66,7 +67,8 @@ def calibrate(store: NodeStore, threads: int) -> Calibration:
         cache_read_gb_s=cached,
         copy_gb_s=_copy_rate(),
         fsync_seconds=fsync_seconds,
-        create_seconds=create_seconds,
+        chunk_seconds=atomic,
+        durable_chunk_seconds=durable,
         codecs={name: _codec_rates(name) for name in COMPRESSORS if name != "none"},
         device_decode_gb_s=device.decode,
         device_encode_gb_s=device.encode,
@@ -142,25 +144,21 @@ def _seconds(work: Callable[[], object]) -> float:
     return max(time.perf_counter() - began, 1e-9)
 
 
-def _small_files(store: NodeStore) -> tuple[float, float]:
-    """(seconds of an fsync of a file of 4 KiB, seconds of creating one and renaming it)."""
-    fsyncs, creations = [], []
+def _fsync_seconds(store: NodeStore) -> float:
+    """Of a file of 4 KiB."""
+    found = []
     for _ in range(_SMALL_FILES):
-        path, renamed = Path(store.writer.temporary()), Path(store.writer.temporary())
+        path = Path(store.writer.temporary())
         try:
-            began = time.perf_counter()
             write_file(path, bytes(4096), durable=False)
-            os.rename(path, renamed)
-            creations.append(time.perf_counter() - began)
-            descriptor = os.open(renamed, os.O_RDONLY)
+            descriptor = os.open(path, os.O_RDONLY)
             try:
-                fsyncs.append(_seconds(lambda opened=descriptor: os.fsync(opened)))  # type: ignore[misc]
+                found.append(_seconds(lambda opened=descriptor: os.fsync(opened)))  # type: ignore[misc]
             finally:
                 os.close(descriptor)
         finally:
             path.unlink(missing_ok=True)
-            renamed.unlink(missing_ok=True)
-    return median(fsyncs), median(creations)
+    return median(found)
 
 
 def _copy_rate() -> float:

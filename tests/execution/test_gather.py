@@ -95,6 +95,17 @@ def test_only_borders_travel_for_a_filter(three_nodes: Connection, fields: dict[
     assert set(receipt["locality"]["shipped_bytes"]) == {"gathered"}
 
 
+def test_only_borders_travel_where_the_field_wraps(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
+    """u lies in 5 x 2 x 2 chunks of 4 x 48 x 40, v in 6 chunks of 20 x 16 x 80: each takes so many values from around it."""
+    steps = [{"median": {"size": {"y": 5, "x": 3}, "mode": "wrap"}}]
+    for name, most in {"u": 20 * 4 * (52 * 42 - 48 * 40), "v": 6 * 20 * 4 * 80}.items():
+        receipt = run(three_nodes, f"wrapped-{name}", steps, name).to_dict()
+        assert receipt["status"] == "done"
+        expected = ndimage.median_filter(fields[name], (1, 5, 3), mode="wrap")
+        np.testing.assert_array_equal(stored(three_nodes, f"wrapped-{name}", name), expected)
+        assert 0 < receipt["bytes"]["shipped"] <= 4 * most
+
+
 def test_variables_become_the_channels_of_samples(three_nodes: Connection, fields: dict[str, np.ndarray]) -> None:
     steps = [
         {"stack": {"arrays": ["u", "v"], "along": "channel", "name": "tensor"}},

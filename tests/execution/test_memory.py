@@ -81,6 +81,16 @@ def test_the_prediction_holds(one_node: Connection, output: dict[str, str]) -> N
     assert 0.75 * prediction.need_nbytes < peak <= prediction.need_nbytes
 
 
+def test_the_prediction_holds_for_a_filter(one_node: Connection) -> None:
+    steps = [{"gaussian": {"sigma": {1: 2, 2: 2}}}]
+    spec = from_dict({"source": "field", "steps": steps, "output": "blurred", "run": {"cache": "off"}})
+    prediction = predict(one_node, spec)
+    assert prediction is not None
+    assert run_pipeline(one_node, spec).status == "done"
+    peak = max(one_node.client.run(peak_nbytes).values())
+    assert 0.65 * prediction.need_nbytes < peak <= prediction.need_nbytes
+
+
 def test_a_worker_with_too_little(one_node: Connection, limited: Callable[[int | None], None]) -> None:
     limited(300 * MIB)
     spec = pipeline("field", "too-large")

@@ -33,12 +33,18 @@ def flows(steps: list[Any], sources: dict[str, np.ndarray]) -> tuple[dict[str, F
     return dict(Tables(specs, list(specs), []).apply(spec.steps)), specs
 
 
+def taken(array: np.ndarray, box: Region) -> np.ndarray:
+    """A part that may go around."""
+    places = (np.arange(part.start, part.stop) % size for part, size in zip(box, array.shape, strict=True))
+    return np.ascontiguousarray(array[np.ix_(*places)])
+
+
 def evaluated(
     flow: Flow, specs: dict[str, ArraySpec], sources: dict[str, np.ndarray], region: Region | None = None
 ) -> np.ndarray:
     nodes = flow.specs(specs)
     region = region or tuple(slice(0, size) for size in nodes[-1].shape)
-    boxes = {path: (box, np.ascontiguousarray(sources[path][box])) for path, box in flow.pulls(nodes, region).items()}
+    boxes = {path: (box, taken(sources[path], box)) for path, box in flow.pulls(nodes, region).items()}
     out = Evaluation(flow, nodes, "numba")(boxes, region, np.empty)
     assert (out.shape, out.dtype) == (tuple(part.stop - part.start for part in region), nodes[-1].dtype)
     return out
@@ -70,6 +76,24 @@ EXPECTED: dict[str, tuple[list[Any], Any]] = {
         lambda a: np.clip(ndimage.gaussian_filter1d(a * 2, 1, 1)[:, 1:9], 150, 250),
     ),
 }
+EXPECTED["wrap around twice"] = (
+    [
+        {"rolling": {"size": {"y": 3, "x": 8}, "mode": "wrap"}},
+        {"map": "x * 2"},
+        {"median": {"size": {"time": 2, "y": 4}, "mode": "wrap"}},
+    ],
+    lambda a: ndimage.median_filter(2 * ndimage.uniform_filter(a.astype("f8"), (1, 3, 8), mode="wrap"), (2, 4, 1), mode="wrap"),
+)
+EXPECTED["wrap around a mirror, transposed"] = (
+    [
+        {"median": {"size": {"y": 5}, "mode": "mirror"}},
+        {"transpose": ["x", "y", "time"]},
+        {"gaussian": {"sigma": {"y": 0.5, "x": 0.25}, "mode": "wrap"}},
+    ],
+    lambda a: ndimage.gaussian_filter(
+        ndimage.median_filter(a, (1, 5, 1), mode="mirror").transpose(2, 1, 0), (0.25, 0.5, 0), mode="wrap"
+    ),
+)
 for _mode in PAD:
     EXPECTED[f"gaussian {_mode}"] = (
         [{"gaussian": {"sigma": {"y": 1.5, "x": 1}, "mode": _mode, "value": 3}}],
@@ -148,6 +172,35 @@ def test_before_a_step_is_what_goes_into_it() -> None:
     number, request = found
     assert (number, request.keep) == (len(flow.nodes) - 1, (1,))
     assert flow.before(number).nodes == flow.nodes[:-1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "pulled"),
+    [
+        ([{"median": {"size": {"y": 3, "x": 5}, "mode": "wrap"}}], (slice(0, 2), slice(-1, 4), slice(-2, 5))),
+        ([{"clip": [0, 1]}, {"median": {"size": {"y": 4}, "mode": "wrap"}}], (slice(0, 2), slice(-2, 4), slice(0, 3))),
+        ([{"median": {"size": {"y": 9}, "mode": "wrap"}}], (slice(0, 2), slice(0, 11), slice(0, 3))),
+        ([{"pad": {"width": {"y": 5}, "mode": "wrap"}}], (slice(0, 2), slice(6, 9), slice(0, 3))),
+        ([{"pad": {"width": {"y": 2}, "mode": "wrap"}}], (slice(0, 2), slice(-2, 1), slice(0, 3))),
+        (
+            [{"median": {"size": {"x": 3}, "mode": "wrap"}}, {"clip": [0, 1]}, {"median": {"size": {"x": 3}, "mode": "wrap"}}],
+            (slice(0, 2), slice(0, 3), slice(-2, 5)),
+        ),
+        ([{"crop": {"to": {"x": 8}}}, {"median": {"size": {"x": 3}, "mode": "wrap"}}], (slice(0, 2), slice(0, 3), slice(0, 8))),
+    ],
+    ids=[
+        "a halo",
+        "elementwise before it",
+        "as long as the axis",
+        "beyond the edge",
+        "across it",
+        "twice",
+        "not of a step between",
+    ],
+)
+def test_what_wraps_pulls_the_other_end_alone(steps: list[Any], pulled: Region) -> None:
+    made, specs = flows(steps, {"a": values()})
+    assert made["a"].pulls(made["a"].specs(specs), (slice(0, 2), slice(0, 3), slice(0, 3))) == {"a": pulled}
 
 
 def test_parts_of_resized_images_need_the_whole_images_alone() -> None:

@@ -32,6 +32,13 @@ CHAINS: list[list[Any]] = [
     [{"transpose": ["x", "time", "y"]}, {"median": {"size": {"x": 3, "time": 2}}}],
     *[[{"gaussian": {"sigma": {"y": 0.5, "x": 1}, "mode": mode}}, {"crop": {"to": {"y": 5}}}] for mode in MODES],
     *[[{"pad": {"width": {"time": [4, 0], "y": [3, 14]}, "mode": mode}}, {"rolling": {"size": {"y": 4}}}] for mode in MODES],
+    [
+        {"gaussian": {"sigma": {"y": 0.5}, "mode": "wrap"}},
+        {"clip": [0, 1]},
+        {"median": {"size": {"y": 2, "x": 3}, "mode": "wrap"}},
+    ],
+    [{"median": {"size": {"y": 3}}}, {"transpose": ["x", "y", "time"]}, {"rolling": {"size": {"y": 2, "x": 4}, "mode": "wrap"}}],
+    [{"map": {"c": "a - b"}}, {"median": {"size": {"time": 2, "x": 3}, "mode": "wrap", "only": "c"}}, {"select": ["c"]}],
     [{"cast": "uint8"}, {"one_hot": 4}],
     [{"stack": {"arrays": ["a", "b"]}}],
     [{"map": {"c": "a - b"}}, {"stack": {"arrays": ["a", "c", "b"], "axis": 0}}, {"difference": {"over": {"time": 1}}}],

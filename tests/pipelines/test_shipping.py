@@ -45,6 +45,13 @@ def test_neighbours_of_a_task_take_a_border_once() -> None:
     assert ship_nbytes(part, Sharing(100, 1), {"n0": 2, "n1": 2}) == 2 * (9 + 9) * 4
 
 
+def test_the_other_end_is_one_border_more() -> None:
+    """8 x 16: of each node's row of four chunks its first and its last row of values."""
+    part = planned((8, 16), [{"median": {"size": {"y": 3, "x": 3}, "mode": "wrap"}}], {})
+    assert ship_nbytes(part, Sharing(100, 1), {}) == 2 * 2 * 16 * 4
+    assert ship_nbytes(part, Sharing(1, 1), {}) == part.ship_nbytes == 2 * 4 * 2 * 6 * 4, "one by one they overlap"
+
+
 def test_what_is_wanted_whole_goes_as_it_is_stored() -> None:
     part = planned((8, 4), [], {"shards": [8, 4]})
     assert part.ship_nbytes == 4 * 4 * 4

@@ -36,6 +36,7 @@ def _by_looking(array: ArrayPlan, changed: dict[str, list[int]]) -> list[int]:
 STEPS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "map": ([{"map": "x + 1"}], {}),
     "halo": ([{"gaussian": {"sigma": {"y": 1.5, "x": 1}}}], {}),
+    "halo that wraps": ([{"gaussian": {"sigma": {"y": 1.5, "x": 1}, "mode": "wrap"}}], {}),
     "other shards": ([], {"shards": [5, 7, 9]}),
     "transposed": ([{"transpose": ["x", "time", "y"]}], {}),
     "cropped": ([{"crop": {"to": {"y": [5, 20]}}}], {}),

@@ -21,7 +21,8 @@ def calibration(write: float = 1.0, threads: int = 2, **changes: Any) -> Calibra
         "cache_read_gb_s": 10.0,
         "copy_gb_s": 12.0,
         "fsync_seconds": 2e-4,
-        "create_seconds": 5e-5,
+        "chunk_seconds": 1e-4,
+        "durable_chunk_seconds": 3e-4,
         "codecs": CODECS,
     }
     return Calibration(**{**figures, **changes})

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gpuflow.storage.calibration import FILE_NAME, Calibration, DamagedCalibration, keep, kept, kept_or_reason
+from gpuflow.storage.calibration import FILE_NAME, FORMAT, Calibration, DamagedCalibration, keep, kept, kept_or_reason
 from tests.storage.calibrations import calibration
 
 
@@ -29,9 +29,9 @@ def test_kept_and_read_back(tmp_path: Path) -> None:
         b"[]",
         b"null",
         b"[" * 100_000,
-        json.dumps({**calibration().to_dict(), "format": 2}).encode(),
+        json.dumps({**calibration().to_dict(), "format": FORMAT - 1}).encode(),
         json.dumps({**calibration().to_dict(), "codecs": [1]}).encode(),
-        json.dumps({"format": 1}).encode(),
+        json.dumps({"format": FORMAT}).encode(),
     ],
 )
 def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
