@@ -58,11 +58,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Ways:
-    """How batches are read: threads, batches ahead, bytes kept, and where they go."""
+    """How batches are read: threads, batches ahead, bytes kept, and where they go. shared: the name of the cache that this process shares
+    with others of the machine; None for one of its own."""
 
     threads: int
     prefetch: int
     cache_nbytes: int
+    shared: str | None
     device: str
     augment: tuple[Augmentation, ...]
 
@@ -79,7 +81,13 @@ class Engine:
         self._ahead: deque[tuple[State, Wanted]] = deque()
         access = Access(content, here, others)
         self.reader = Reader(
-            access, work, self._finished, threads=ways.threads, kept_nbytes=ways.cache_nbytes, recent_nbytes=_RECENT_NBYTES
+            access,
+            work,
+            self._finished,
+            threads=ways.threads,
+            kept_nbytes=ways.cache_nbytes,
+            recent_nbytes=_RECENT_NBYTES,
+            shared=ways.shared,
         )
 
     def _finished(self, wanted: Wanted) -> Any:
