@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from gpuflow.datasets.here import NodesHere
 from gpuflow.errors import NotFound
-from gpuflow.storage.locator import Locator
+from gpuflow.storage.locator import Locator, PartLocator
 from gpuflow.training.access import Access
 from gpuflow.training.augment import Draws
 from gpuflow.training.content import Content
+from gpuflow.training.order import reach
 from gpuflow.training.reader import Reader, Wanted
 from gpuflow.training.state import State
 from gpuflow.training.tensors import NUMPY, Tensors
@@ -38,7 +39,7 @@ class Place:
     root: Path | None
     node: str | None
 
-    def open(self, connection: Connection | None) -> tuple[Locator, Locator, NodesHere | Connection, list[str]]:
+    def open(self, connection: Connection | None) -> tuple[Locator, PartLocator, NodesHere | Connection, list[str]]:
         """(what is read directly, the way to the rest, the nodes, ids of those that are read directly)."""
         if self.address is None and connection is None:
             others: Any = NodesHere.below(self.root)
@@ -79,7 +80,7 @@ class Engine:
         self._own_connection = nodes if connection is None and place.address is not None else None
         self._tensors = Tensors(ways.device) if ways.device != NUMPY else None
         self._ahead: deque[tuple[State, Wanted]] = deque()
-        access = Access(content, here, others)
+        access = Access(content, here, others, reach(work.batches.order))
         self.reader = Reader(
             access,
             work,

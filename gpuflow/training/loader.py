@@ -89,6 +89,11 @@ class Loader:
         counted = self._engine.reader.access.opened if self._engine is not None else {}
         return {where: counted.get(where, 0) for where in ("here", "elsewhere")}
 
+    @property
+    def received_nbytes(self) -> int:
+        """Stored bytes that this process has had from other nodes."""
+        return self._engine.reader.access.received_nbytes if self._engine is not None else 0
+
     def numbers(self, epoch: int, batch: int) -> NDArray[np.int64]:
         """Numbers of this rank's samples of a batch, without reading them."""
         return self._work.choose(epoch, batch).numbers

@@ -24,6 +24,7 @@ from gpuflow.training.access import Access
 from gpuflow.training.cache import Recent
 from gpuflow.training.cut import Part
 from gpuflow.training.memory import Memory
+from gpuflow.training.objects import WholeWanted
 from gpuflow.training.shared import Layout, open_cache
 from gpuflow.training.units import Column, Units
 from gpuflow.training.work import Chosen, Work
@@ -221,6 +222,8 @@ class Reader:
                     raise
                 tried.add(error.node)
                 self.access.condemn(path, piece.object, error)
+            except WholeWanted as why:
+                self.access.fetch_whole(path, piece.object, why)
 
     def _read_object(self, piece: Piece, path: str, out: NDArray[Any], slot: Slot) -> None:
         """The stored object is one unit."""
@@ -237,7 +240,7 @@ class Reader:
         _deliver(block, uses, out)
 
     def _read_units(self, piece: Piece, path: str, numbers: Sequence[int], out: NDArray[Any], slot: Slot) -> None:
-        opened = self.access.open(path, piece.object)
+        opened = self.access.open(path, piece.object, len(numbers))
         if opened is None:
             fill = self.access.codec(path).fill_value
             for unit in numbers:
