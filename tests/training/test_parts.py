@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import gpuflow
+from gpuflow.datasets.here import NodesHere
 from gpuflow.errors import ChunkCorrupt, ChunkLost, DatasetChanged
 from gpuflow.storage.dropping import drop
 from gpuflow.storage.node import NodeStore
@@ -85,6 +87,22 @@ def test_whole_where_it_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             epoch(loader)
         assert loader.received_nbytes <= elsewhere_nbytes(tmp_path) * (1 if not options else 2)
         assert loader.reads["elsewhere"] <= (3 if not options else 6)
+
+
+def test_what_several_threads_want_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, _ = lay(tmp_path)
+    monkeypatch.setattr(access, "_HELD_NBYTES", 2**20)
+    fetch = NodesHere.fetch
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.05)
+        return fetch(*arguments)
+
+    monkeypatch.setattr(NodesHere, "fetch", slowly)
+    with gpuflow.loader("d", 4, root=tmp_path, node=here, order="none", device="numpy", cache=0, threads=4, prefetch=4) as loader:
+        for _ in loader:
+            pass
+        assert loader.reads["elsewhere"] == 3
 
 
 def test_whole_where_most_is_wanted(tmp_path: Path) -> None:
