@@ -88,9 +88,8 @@ class Access:
         key, replica = (array, chunk), self._content.replica(array, chunk)
         if replica.digest == EMPTY:
             return None
-        with self._opening[
-            hash(key) % len(self._opening)
-        ]:  # of two that want the same one, the second waits for what the first fetches
+        # Of two threads that want the same one, the second waits for what the first fetches.
+        with self._opening[hash(key) % len(self._opening)]:
             found = self._open.get(key)
             if found is None and (in_parts := self._is_wanted_in_parts(replica, wanted)):
                 found = self._far.get(key)

@@ -105,12 +105,16 @@ def test_what_several_threads_want_is_fetched_once(tmp_path: Path, monkeypatch: 
         assert loader.reads["elsewhere"] == 3
 
 
-def test_whole_where_most_is_wanted(tmp_path: Path) -> None:
+def test_whole_where_most_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = lay(tmp_path)
-    with gpuflow.loader("d", COUNT, root=tmp_path, node=here, device="numpy", cache=0, threads=1) as loader:
-        next(iter(loader))
-        loader.close()
-        assert loader.received_nbytes == 0
+    asked: list[int] = []
+    parts = NodesHere.parts
+    monkeypatch.setattr(NodesHere, "parts", lambda *arguments: asked.append(1) or parts(*arguments))
+    for batch_size, in_parts in ((COUNT, False), (8, True)):
+        with gpuflow.loader("d", batch_size, root=tmp_path, node=here, device="numpy", cache=0, threads=1) as loader:
+            assert sum(len(batch["field"]) for batch in loader) == COUNT
+            assert loader.reads["elsewhere"] == 3
+        assert bool(asked) == in_parts
 
 
 @pytest.mark.parametrize("compressor", ["none", "lz4", "blosc", "gzip", "zstd"])
