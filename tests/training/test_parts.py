@@ -24,6 +24,8 @@ FIELD = numbered(COUNT, 32, 32)
 SHARD = {"field": (IN_ONE, 32, 32)}
 OBJECT = "d/field/c/1/0/0"
 """On the second node."""
+AHEAD = 2 * 8 / (COUNT / 2)
+"""The most that is read of the next epoch, of what is elsewhere."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,11 +67,9 @@ def test_what_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, _ = lay(tmp_path)
     with make(tmp_path, here) as loader:
         assert epoch(loader) == COUNT
-        assert 0.9 < loader.received_nbytes / elsewhere_nbytes(tmp_path) < 1.1  # each inner chunk once, and the indexes
-        assert loader.reads == {"here": 3, "elsewhere": 3}
-        first = loader.received_nbytes
+        assert 0.9 < loader.received_nbytes / elsewhere_nbytes(tmp_path) < 1.1 + AHEAD  # each inner chunk once, and the indexes
         epoch(loader)
-        assert loader.received_nbytes - first < first  # the indexes are known
+        assert loader.reads == {"here": 3, "elsewhere": 3}  # the indexes are known
     monkeypatch.setattr(access, "_HELD_NBYTES", 10)
     monkeypatch.setattr(access, "_WHOLE_NBYTES", 10**9)
     with make(tmp_path, here) as loader:
@@ -85,8 +85,9 @@ def test_whole_where_it_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with make(tmp_path, here, **options) as loader:
         for _ in range(2):
             epoch(loader)
-        assert loader.received_nbytes <= elsewhere_nbytes(tmp_path) * (1 if not options else 2)
-        assert loader.reads["elsewhere"] <= (3 if not options else 6)
+        most = 3 if not options else 7  # the third epoch has begun
+        assert 3 <= loader.reads["elsewhere"] <= most
+        assert loader.received_nbytes <= elsewhere_nbytes(tmp_path) * most / 3
 
 
 def test_what_several_threads_want_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +114,7 @@ def test_whole_where_most_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for batch_size, in_parts in ((COUNT, False), (8, True)):
         with gpuflow.loader("d", batch_size, root=tmp_path, node=here, device="numpy", cache=0, threads=1) as loader:
             assert sum(len(batch["field"]) for batch in loader) == COUNT
-            assert loader.reads["elsewhere"] == 3
+            assert loader.reads["elsewhere"] >= 3
         assert bool(asked) == in_parts
 
 
@@ -123,7 +124,7 @@ def test_without_checksums_whole(tmp_path: Path, compressor: str) -> None:
     here, _ = lay(tmp_path, compressor=compressor)
     with make(tmp_path, here) as loader:
         assert epoch(loader) == COUNT
-        in_parts = loader.received_nbytes < 1.2 * elsewhere_nbytes(tmp_path)
+        in_parts = loader.received_nbytes < (1.1 + AHEAD) * elsewhere_nbytes(tmp_path)
         assert in_parts == (compressor in ("gzip", "zstd"))
 
 
