@@ -129,6 +129,8 @@ class SharedKept:
         offset, _ = self._entry(number)
         if offset:
             return offset  # another one writes it, has written it, or was killed when it did
+        if nbytes >= self._too_large:  # as another thread has found meanwhile
+            return None
         taken = int.from_bytes(os.pread(self._file.descriptor, _WORD, 0), "little")
         offset = taken or self._begin
         end = offset + -(-nbytes // _ALIGNMENT) * _ALIGNMENT
