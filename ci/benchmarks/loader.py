@@ -22,8 +22,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import psutil
@@ -33,6 +35,7 @@ from ci.benchmarks.loader_peers import PEERS, Epoch, xbatcher_loader, zarr_loade
 from ci.benchmarks.report import Report
 from ci.benchmarks.scratch import folder
 from gpuflow.cluster.connection import Connection
+from gpuflow.training.access import Access
 
 NAIVE = "zarr, 0 workers"
 OURS = ("gpuflow", "gpuflow raw")
@@ -85,6 +88,7 @@ def measure(arguments: argparse.Namespace) -> Report:
             _compare(report, base, shape, arguments.rounds)
         _many_samples(report, base)
         _locality(report, base)
+        _elsewhere(report, base, arguments.rounds)
     return report
 
 
@@ -292,3 +296,32 @@ def _locality(report: Report, base: Path) -> None:
         here += sum(placement.ranks[rank] in placement.sets[placement.homes[block]] for block in homes.tolist())
     assert sorted(seen) == list(range(count)), "a sample was lost or seen twice"
     report.check("4 nodes, 8 ranks: % of samples read where they lie", 100 * here / count, ">=", 95)
+
+
+def _elsewhere(report: Report, base: Path, rounds: int) -> None:
+    """Two nodes, of which one is read directly and the other asked by its worker; nothing is cached, and the half of it that lies there is
+    more than what is held of objects that were fetched whole. Always in parts, always whole, and as the loader decides."""
+    root, count = base / "two", 8192
+    some = np.random.default_rng(0).integers(0, 64, (64, 224, 224, 3), dtype="uint8")
+    np.save(base / "half.npy", np.concatenate([np.roll(some, 3 * number, axis=2) for number in range(count // 64)]))
+    sides = {"in parts": lambda *_: True, "whole": lambda *_: False, "gpuflow": Access._is_wanted_in_parts}
+    with gpuflow.connect(nodes=2, workers=1, root=root) as cluster:
+        gpuflow.ingest(base / "half.npy", "half", connection=cluster, chunk_samples=64)
+        (base / "half.npy").unlink()
+        node = sorted(cluster.nodes())[0]
+        for order, _, side in product(("full", "none"), range(rounds), sides):
+            with (
+                patch.object(Access, "_is_wanted_in_parts", sides[side]),
+                gpuflow.loader("half", 32, connection=cluster, node=node, cache=0, order=order, device="numpy") as loader,
+            ):
+                seconds = _seconds(partial(_drained, loader))
+                report.add(f"half of it elsewhere, order {order}: samples/s", side, count / seconds)
+                report.add(f"half of it elsewhere, order {order}: MB received", side, loader.received_nbytes / 1e6)
+    best = max("in parts", "whole", key=lambda side: report.median("half of it elsewhere, order full: samples/s", side))
+    ratio = report.ratio("half of it elsewhere, order full: samples/s", "gpuflow", best)
+    report.check(f"half of it elsewhere, order full: gpuflow, times {best}", ratio, ">=", 0.8)
+
+
+def _drained(loader: Iterable[Any]) -> None:
+    for _ in loader:
+        pass

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, astuple, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -30,7 +30,7 @@ from gpuflow.datasets.writing import Data, Writing
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ClusterError, NotFound, StoreError
 from gpuflow.storage import placing
 from gpuflow.storage.disk import digest
-from gpuflow.storage.locator import Found, Locator, Placer, Whereabouts, find_record
+from gpuflow.storage.locator import Found, Locator, Parts, Placer, Whereabouts, find_record
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import EMPTY, NodeStore
 from gpuflow.storage.record import DatasetRecord
@@ -161,6 +161,14 @@ class _OnCluster(Writing):
         finally:
             transfer.close()
         return Found(replica, data, nodes.get(transfer.source, transfer.source), False)
+
+    def parts(self, replica: Replica, but: Set[str] = frozenset()) -> Parts | None:
+        """See `PartLocator`."""
+        known = dict(self._near(replica.dataset, replica.array, replica.chunk)[replica.chunk])
+        addresses = self._peers.in_order([address for address, node in known.items() if node not in but])
+        if not addresses:
+            return None
+        return Parts(known[addresses[0]], partial(self._peers.ranges, addresses[0], replica, _READ))
 
     def _near(self, dataset: str, array: str, chunk: int) -> _Addresses:
         """Who serves the chunk and those beside it, as it was a moment ago. When they do not, the transfer asks anew."""

@@ -27,6 +27,7 @@ from gpuflow.errors import ChunkCorrupt, ChunkLost
 from gpuflow.storage.blocks import Box
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
+from gpuflow.storage.opened import Range, total
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,18 @@ class Peers:
         question = {"op": "gf_get_chunks", "dataset": group.dataset, "array": group.array, "chunks": chunks, "run": group.run}
         if boxes is not None:
             question["boxes"] = [[[(axis.start, axis.stop) for axis in box] for box in boxes[chunk]] for chunk in chunks]
+        answer = await self._exchange(address, question, nbytes)
+        if "busy" in answer:
+            return None
+        if "count" not in answer:
+            raise OSError(f"worker {address} cannot serve chunks: {answer.get('exception_text', answer)}")
+        sound = [Replica(group.dataset, group.array, *row[:6]) for row in answer["sound"]]
+        sent = [(row[2], row[3]) if boxes is None else (row[6], row[7]) for row in answer["sound"]]
+        damaged = [(chunk, reason) for chunk, reason in answer["damaged"]]
+        return Part(answer["count"], sound, sent, damaged, np.frombuffer(answer["data"], np.uint8))
+
+    async def _exchange(self, address: str, question: dict[str, Any], nbytes: int) -> Any:
+        """What a worker answers; some `nbytes`. OSError when it fails."""
         pool = self._worker.rpc
         async with asyncio.timeout(patience_seconds(nbytes)):
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -85,14 +98,7 @@ class Peers:
                 raise
             finally:
                 pool.reuse(address, comm)
-        if "busy" in answer:
-            return None
-        if "count" not in answer:
-            raise OSError(f"worker {address} cannot serve chunks: {answer.get('exception_text', answer)}")
-        sound = [Replica(group.dataset, group.array, *row[:6]) for row in answer["sound"]]
-        sent = [(row[2], row[3]) if boxes is None else (row[6], row[7]) for row in answer["sound"]]
-        damaged = [(chunk, reason) for chunk, reason in answer["damaged"]]
-        return Part(answer["count"], sound, sent, damaged, np.frombuffer(answer["data"], np.uint8))
+        return answer
 
     def put(self, address: str, data: NDArray[np.uint8], question: dict[str, Any]) -> Sequence[Any]:
         """Have a worker commit a chunk (see `worker_plugin.put_chunk`); what it says of it. Called from a task's thread."""
@@ -113,6 +119,24 @@ class Peers:
 
         answer = self.run(call()).result()
         return answer["replica"], bytes(np.frombuffer(answer["data"], np.uint8))
+
+    def ranges(self, address: str, replica: Replica, run: str, ranges: Sequence[Range]) -> NDArray[np.uint8]:
+        """Ranges of a stored object from a worker, one behind the other (see `Serving.get_ranges`). OSError when it does not give them.
+        Called from a task's thread."""
+        nbytes = total(ranges)
+        question = {"op": "gf_get_ranges", "dataset": replica.dataset, "array": replica.array, "chunk": replica.chunk}
+        question |= {"committed": replica.digest, "ranges": ranges, "run": run}
+        try:
+            answer = self.run(self._exchange(address, question, nbytes)).result()
+        except OSError:
+            self.shun(address)
+            raise
+        if "data" not in answer:
+            raise OSError(f"worker {address} does not send it: {answer.get('exception_text', answer)}")
+        data = np.frombuffer(answer["data"], np.uint8)
+        if len(data) != nbytes or digest(data.data) != answer["digest"]:
+            raise OSError(f"what worker {address} sends has changed on the way")
+        return data
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ from gpuflow.storage.buffers import Buffer, Slot, Slots
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.opened import read_ranges
 from gpuflow.storage.snapshots import Kept, read_kept
 
 PART_NBYTES = 8 * 2**20
@@ -169,11 +170,32 @@ class Serving:
         finally:
             self._free.release()
 
+    async def get_ranges(
+        self, dataset: str, array: str, chunk: int, committed: bytes, ranges: Sequence[Sequence[int]], run: str
+    ) -> dict[str, Any]:
+        """Ranges of a stored object, one behind the other, not verified, and the digest of that; nothing when it is not here as it was
+        `committed`, which is its own digest, or has no such ranges."""
+        async with self._free:
+            try:
+                data = await asyncio.to_thread(self._read_ranges, dataset, array, chunk, committed, ranges)
+            except OSError as error:
+                return {"exception_text": str(error)}
+        self.sent[run] += len(data)
+        return {"data": to_serialize(data), "digest": digest(data.data)}
+
     async def get_kept(self, dataset: str, tag: str, identity: str, array: str, chunk: int) -> dict[str, Any]:
         """A chunk of a snapshot: see `read_kept`."""
         async with self._free:
             replica, data = await asyncio.to_thread(read_kept, self._store, Kept(dataset, tag, identity), array, chunk)
         return {"replica": astuple(replica)[3:], "data": to_serialize(np.frombuffer(data, np.uint8))}
+
+    def _read_ranges(
+        self, dataset: str, array: str, chunk: int, committed: bytes, ranges: Sequence[Sequence[int]]
+    ) -> NDArray[np.uint8]:
+        replica = self._store.manifest.replica(dataset, array, chunk)
+        if replica is None or replica.digest != committed:
+            raise FileNotFoundError(f"node {self._store.node_id} does not have it as it was committed")
+        return read_ranges(self._store, replica, [(start, stop) for start, stop in ranges])
 
     def _read_boxes(self, dataset: str, array: str, chunks: Sequence[int], boxes: Sequence[Any]) -> Part:
         parsed = [[tuple(slice(*bounds) for bounds in box) for box in of_chunk] for of_chunk in boxes]

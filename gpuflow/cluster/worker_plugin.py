@@ -214,6 +214,7 @@ def install(worker: Worker, root: Path, name: str | None, device: WorkerDevice) 
     worker.handlers["gf_put_chunk"] = runtime.put_chunk
     worker.handlers["gf_get_chunks"] = runtime.serving.get_chunks
     worker.handlers["gf_get_kept"] = runtime.serving.get_kept
+    worker.handlers["gf_get_ranges"] = runtime.serving.get_ranges
     shells = Shells(worker, store)
     for operation in ("open", "send", "read", "keep", "interrupt", "close"):
         worker.handlers[f"gf_shell_{operation}"] = getattr(shells, operation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,10 @@ from gpuflow.errors import ChunkCorrupt, ChunkLost, NotFound
 from gpuflow.settings import store_root
 from gpuflow.storage import placing
 from gpuflow.storage.disk import store_errors
-from gpuflow.storage.locator import Found, Whereabouts, find_record
+from gpuflow.storage.locator import Found, Parts, Whereabouts, find_record
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.opened import read_ranges
 from gpuflow.storage.record import DatasetRecord
 from gpuflow.storage.roots import existing_roots
 from gpuflow.storage.snapshots import Kept
@@ -141,6 +143,13 @@ class NodesHere(Writing):
                 continue
         name = self.record(dataset).chunk_name(array, chunk)
         raise damage or ChunkLost(name, sorted(self.stores))
+
+    def parts(self, replica: Replica, but: Set[str] = frozenset()) -> Parts | None:
+        """See `PartLocator`: on another store of this machine."""
+        for store, held in self._holding(replica.dataset, replica.array, replica.chunk):
+            if store.node_id not in but and held.digest == replica.digest:
+                return Parts(store.node_id, partial(read_ranges, store, replica))
+        return None
 
     def kept_on(self, node: str, what: Kept, array: str, chunk: int) -> tuple[Replica, bytes]:
         """See `Keepers`: there are no others."""

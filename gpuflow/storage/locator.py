@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Protocol
@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpuflow.errors import ChunkCorrupt, ChunkLost, NotFound, StaleChunk, StoreError
+from gpuflow.storage.byte_codecs import Bytes
 from gpuflow.storage.lent import Lent
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.node import NodeStore
+from gpuflow.storage.opened import Range
 from gpuflow.storage.record import DatasetRecord
 
 logger = logging.getLogger(__name__)
@@ -101,6 +103,23 @@ class Locator(Protocol):
 
     def close(self) -> None:
         """Give back what it holds open. Twice is harmless."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A way to parts of one stored object. node: who has it; read: ranges of its bytes, one behind the other, not verified. OSError
+    when the node does not give them, or has another object by now."""
+
+    node: str
+    read: Callable[[Sequence[Range]], Bytes]
+
+
+class PartLocator(Locator, Protocol):
+    """A locator through which stored objects are read in parts, too."""
+
+    def parts(self, replica: Replica, but: Set[str] = frozenset()) -> Parts | None:
+        """Of just this replica, on another node. but: ids of nodes not to ask. None when no other is known to have it."""
         ...
 
 

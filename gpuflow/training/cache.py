@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,30 @@ Key = tuple[int, int, int]
 _SLAB_NBYTES = 64 * 2**20
 
 
+class Cache(Protocol):
+    """What stays for the next epochs. Thread-safe."""
+
+    def get(self, key: Key) -> NDArray[Any] | None:
+        """If it is kept."""
+        ...
+
+    def made(
+        self, key: Key, shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[[NDArray[Any]], None]
+    ) -> NDArray[Any] | None:
+        """A unit that `make` fills in at the place where it is kept; None, and nothing made, when there is none for it."""
+        ...
+
+    def keep(self, key: Key, unit: NDArray[Any]) -> bool:
+        """Keep a copy. False when there is no room."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it has. Once."""
+        ...
+
+
 class Kept:
-    """At most `most_nbytes`, in slabs of memory. Thread-safe."""
+    """Of one process. At most `most_nbytes`, in slabs of memory. Thread-safe."""
 
     def __init__(self, most_nbytes: int) -> None:
         self._most, self.nbytes = most_nbytes, 0
@@ -32,11 +55,29 @@ class Kept:
         self._lock = threading.Lock()
 
     def get(self, key: Key) -> NDArray[Any] | None:
-        """If it is kept."""
+        """See `Cache`."""
         return self._units.get(key)
 
-    def place(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
-        """Where to make a unit that is then `put`; None when there is no more room."""
+    def made(
+        self, key: Key, shape: tuple[int, ...], dtype: np.dtype[Any], make: Callable[[NDArray[Any]], None]
+    ) -> NDArray[Any] | None:
+        """See `Cache`."""
+        place = self._place(shape, dtype)
+        if place is not None:
+            make(place)
+            self._units.setdefault(key, place)
+        return place
+
+    def keep(self, key: Key, unit: NDArray[Any]) -> bool:
+        """See `Cache`."""
+        return self.made(key, unit.shape, unit.dtype, lambda place: np.copyto(place, unit)) is not None
+
+    def close(self) -> None:
+        """See `Cache`."""
+        self._units.clear()
+        self._slab, self._taken = np.empty(0, np.uint8), 0
+
+    def _place(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any] | None:
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         size = -(-nbytes // 64) * 64
         with self._lock:
@@ -48,10 +89,6 @@ class Kept:
                 self.nbytes += slab
             start, self._taken = self._taken, self._taken + size
             return self._slab[start : start + nbytes].view(dtype).reshape(shape)
-
-    def put(self, key: Key, unit: NDArray[Any]) -> None:
-        """Keep a unit that was made in its place."""
-        self._units.setdefault(key, unit)
 
 
 class Recent:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from gpuflow.datasets.here import NodesHere
 from gpuflow.errors import NotFound
-from gpuflow.storage.locator import Locator
+from gpuflow.storage.locator import Locator, PartLocator
 from gpuflow.training.access import Access
 from gpuflow.training.augment import Draws
 from gpuflow.training.content import Content
+from gpuflow.training.order import reach
 from gpuflow.training.reader import Reader, Wanted
 from gpuflow.training.state import State
 from gpuflow.training.tensors import NUMPY, Tensors
@@ -38,7 +39,7 @@ class Place:
     root: Path | None
     node: str | None
 
-    def open(self, connection: Connection | None) -> tuple[Locator, Locator, NodesHere | Connection, list[str]]:
+    def open(self, connection: Connection | None) -> tuple[Locator, PartLocator, NodesHere | Connection, list[str]]:
         """(what is read directly, the way to the rest, the nodes, ids of those that are read directly)."""
         if self.address is None and connection is None:
             others: Any = NodesHere.below(self.root)
@@ -58,11 +59,13 @@ class Place:
 
 @dataclass(frozen=True)
 class Ways:
-    """How batches are read: threads, batches ahead, bytes kept, and where they go."""
+    """How batches are read: threads, batches ahead, bytes kept, and where they go. shared: the name of the cache that this process shares
+    with others of the machine; None for one of its own."""
 
     threads: int
     prefetch: int
     cache_nbytes: int
+    shared: str | None
     device: str
     augment: tuple[Augmentation, ...]
 
@@ -77,9 +80,15 @@ class Engine:
         self._own_connection = nodes if connection is None and place.address is not None else None
         self._tensors = Tensors(ways.device) if ways.device != NUMPY else None
         self._ahead: deque[tuple[State, Wanted]] = deque()
-        access = Access(content, here, others)
+        access = Access(content, here, others, reach(work.batches.order))
         self.reader = Reader(
-            access, work, self._finished, threads=ways.threads, kept_nbytes=ways.cache_nbytes, recent_nbytes=_RECENT_NBYTES
+            access,
+            work,
+            self._finished,
+            threads=ways.threads,
+            kept_nbytes=ways.cache_nbytes,
+            recent_nbytes=_RECENT_NBYTES,
+            shared=ways.shared,
         )
 
     def _finished(self, wanted: Wanted) -> Any:

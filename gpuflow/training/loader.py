@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from gpuflow.cluster.place import disk_of
 from gpuflow.errors import ClusterError, ConfigError, Problem
 from gpuflow.settings import scheduler_address, store_root
 from gpuflow.training.content import Content, content, look
@@ -24,7 +25,8 @@ from gpuflow.training.options import Options, check_numbers, nbytes_of
 from gpuflow.training.order import OrderName
 from gpuflow.training.placement import Placement, where
 from gpuflow.training.placement import place as lay
-from gpuflow.training.ranks import find_ranks, from_first, gathered
+from gpuflow.training.ranks import find_ranks, from_first, gathered, has_neighbours
+from gpuflow.training.shared_file import folder
 from gpuflow.training.state import State
 from gpuflow.training.tensors import check_device
 from gpuflow.training.work import Work
@@ -86,6 +88,11 @@ class Loader:
         """Stored objects that this process has opened "here" and fetched from "elsewhere"."""
         counted = self._engine.reader.access.opened if self._engine is not None else {}
         return {where: counted.get(where, 0) for where in ("here", "elsewhere")}
+
+    @property
+    def received_nbytes(self) -> int:
+        """Stored bytes that this process has had from other nodes."""
+        return self._engine.reader.access.received_nbytes if self._engine is not None else 0
 
     def numbers(self, epoch: int, batch: int) -> NDArray[np.int64]:
         """Numbers of this rank's samples of a batch, without reading them."""
@@ -213,8 +220,9 @@ def loader(
 
     **Work.** transform(sample) or transform(sample, rng): a dict of NumPy arrays to another one, in the reader's threads. collate: a list
     of such dicts to a batch. augment: functions (batch, draws) -> batch, on the device; see `gpuflow.training.augment`. device: "cpu",
-    "cuda", "cuda:1", ... or "numpy" for NumPy arrays without PyTorch. cache: bytes of decoded data that stay in memory between epochs.
-    prefetch: batches that are read ahead. threads: that read and decode (default: the cores of this process, shared by the ranks here).
+    "cuda", "cuda:1", ... or "numpy" for NumPy arrays without PyTorch. cache: bytes of decoded data that stay in memory between epochs:
+    of a machine, all whose ranks share them (in /dev/shm), so that what one has decoded no other reads again. prefetch: batches that are
+    read ahead. threads: that read and decode (default: the cores of this process, shared by the ranks here).
 
     **Ranks** are those of torch.distributed when its process group is there; all must then call this. Samples of a batch go to ranks that
     have them on local disk, under equal counts. Else `rank` of `world`: samples are dealt out in turn, or by `placement`, which must be
@@ -237,10 +245,12 @@ def loader(
         return _made(options, place, connection, nbytes_of(cache))
 
     if grouped:
-        made, ranks = _agreed(make)
+        made, everyone = _agreed(make)
+        ranks = tuple(told.where for told in everyone)
+        shares = [told.memory for told in everyone].count(everyone[own].memory) > 1
         placement = placement or from_first(lambda: lay(made.content, made.work.cut, ranks))
     else:
-        made = make()
+        made, shares = make(), has_neighbours(count)
         ranks = placement.ranks if placement is not None else (made.where,)
     if placement is not None and len(placement.ranks) != count:
         raise ConfigError([Problem(f"a placement of {len(placement.ranks)} ranks for {count}", "placement")])
@@ -249,6 +259,7 @@ def loader(
         threads or max(1, len(os.sched_getaffinity(0)) // together),
         prefetch,
         made.cache_nbytes,
+        f"{made.state.content} {made.state.samples}" if shares else None,
         device,
         (augment,) if callable(augment) else tuple(augment),
     )
@@ -281,24 +292,33 @@ def _made(options: Options, place: Place, connection: Connection | None, cache_n
     return _Made(found, *options.work(found, shape), where(ids), cache_nbytes)
 
 
-def _agreed(make: Callable[[], _Made]) -> tuple[_Made, tuple[str, ...]]:
-    """What was made here, and where all ranks are. ClusterError when the ranks do not mean the same."""
+@dataclass(frozen=True)
+class _Told:
+    """What a rank tells the others. memory: equal for ranks that can share some."""
+
+    state: State
+    where: str
+    memory: str
+
+
+def _agreed(make: Callable[[], _Made]) -> tuple[_Made, list[_Told]]:
+    """What was made here, and what all ranks told. ClusterError when they do not mean the same."""
     made: list[_Made] = []
 
-    def told() -> tuple[State, str]:
+    def tell() -> _Told:
         made.append(make())
-        return made[0].state, made[0].where
+        return _Told(made[0].state, made[0].where, disk_of(folder()))
 
-    everyone = gathered(told)
-    first = everyone[0][0]
-    for rank, (state, _) in enumerate(everyone):
+    everyone = gathered(tell)
+    first = everyone[0].state
+    for rank, state in enumerate(told.state for told in everyone):
         if state != first:
             names = [name for name, value in state.to_dict().items() if value != first.to_dict()[name]]
             raise ClusterError(
                 f"rank {rank} makes another loader than rank 0: {', '.join(names)} differ",
                 "give all ranks the same arguments, and change no dataset meanwhile",
             )
-    return made[0], tuple(place for _, place in everyone)
+    return made[0], everyone
 
 
 def _place(connection: Connection | None, root: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:

@@ -1,17 +1,14 @@
-"""Stored objects, opened to read inner chunks of them: files of this machine, or bytes that a peer sent.
+"""Stored objects, opened to read inner chunks of them: files of this machine, objects that a peer sent, or what it sends of them.
 
-Every read is verified, though the digest of the manifest covers a whole object. That the file is the object which was committed: it is
-opened, then the manifest is asked whether that generation is still the one, with no commit under way; the open file stays that one,
-since commits replace files and write over none that is open. That its bytes are as they were committed: an inner chunk which carries a
-checksum (zstd as gpuflow writes it, gzip, crc32c) is verified by decoding it. An object whose inner chunks carry none is read whole at its
-first use, its digest compared, and the digest of each inner chunk noted, which later reads are compared with. The first way was chosen
-for what gpuflow writes because a batch of shuffled samples touches as many objects as it has samples."""
+Every read is verified, though the digest of the manifest covers a whole object. That what is read is the object which was committed is seen
+to where its file lies (storage/opened.py). That its bytes are as they were committed: an inner chunk which carries a checksum (zstd as
+gpuflow writes it, gzip, crc32c) is verified by decoding it. An object whose inner chunks carry none is read whole at its first use, its
+digest compared, and the digest of each inner chunk noted, which later reads are compared with; from a peer it is fetched whole. The first
+way was chosen for what gpuflow writes because a batch of shuffled samples touches as many objects as it has samples."""
 
 from __future__ import annotations
 
-import os
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,7 +18,7 @@ from numpy.typing import NDArray
 
 from gpuflow.errors import ChunkCorrupt
 from gpuflow.storage.buffers import Buffer
-from gpuflow.storage.byte_codecs import Bytes, CodecError
+from gpuflow.storage.byte_codecs import Bytes
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
 from gpuflow.storage.shards import ABSENT, Shard
@@ -30,13 +27,22 @@ _GAP_NBYTES = 64 * 2**10
 """Between inner chunks that are read together: skipping so little costs more than reading it."""
 _RUN_NBYTES = 4 * 2**20  # read at once, so that buffers stay small
 
+ReadAt = Callable[[int, int, Buffer], Bytes]
+"""Bytes of a stored object from one offset to another, in a buffer or not."""
 Frame = tuple[int, Bytes | None]
 """Number of an inner chunk and its encoded bytes; None where it is not stored, being fill value."""
 
 
+class WholeWanted(Exception):
+    """An object cannot be read in parts from a peer. unchecked: because its inner chunks carry no checksums."""
+
+    def __init__(self, *, unchecked: bool) -> None:
+        super().__init__(unchecked)
+        self.unchecked = unchecked
+
+
 class StoredObject:
-    """A shard that can be read in parts. Thread-safe. node: who has it, for messages; read_at: bytes from one offset to another, in a
-    buffer or not. CodecError when its index is not one."""
+    """A shard that can be read in parts. Thread-safe. node: who has it, for messages. CodecError when its index is not one."""
 
     def __init__(
         self,
@@ -44,24 +50,27 @@ class StoredObject:
         node: str,
         replica: Replica,
         shard: Shard,
-        read_at: Callable[[int, int, Buffer], Bytes],
+        read_at: ReadAt,
         *,
         verified: bool,
         held_nbytes: int = 0,
+        is_far: bool = False,
     ) -> None:
-        """verified: whether all its bytes are already. held_nbytes: of memory that it holds."""
+        """verified: whether all its bytes are already. held_nbytes: of memory that it holds. is_far: whether `read_at` asks a peer."""
         self.name, self.node, self.held_nbytes = name, node, held_nbytes
         self._replica, self._read_at, self._chain = replica, read_at, shard.inner
         self._sums: NDArray[np.uint64] | None = None
-        self._verified, self._lock = verified, threading.Lock()
+        self._verified, self.is_far, self._lock = verified, is_far, threading.Lock()
         place = shard.index_place(replica.nbytes)
         index = read_at(*place, Buffer())
         self.frames = shard.frames(index, replica.nbytes)
+        if is_far:
+            self.held_nbytes = self.frames.nbytes
 
     def read(self, numbers: Sequence[int], buffer: Buffer, whole: Buffer) -> Iterator[Frame]:
         """The inner chunks `numbers`, verified or to be verified by decoding them, in the order in which they lie; neighbours with one
         read. The bytes are in `buffer` until the next one is asked for; `whole` is for the object, where it is verified. ChunkCorrupt
-        when they are not those that were committed."""
+        when they are not those that were committed, WholeWanted when a peer's cannot be verified."""
         wanted = self.frames[np.array(numbers, np.int64)]
         stored = [(start, size, number) for (start, size), number in zip(wanted.tolist(), numbers, strict=True)]
         yield from ((number, None) for start, _, number in stored if start == ABSENT)
@@ -76,6 +85,8 @@ class StoredObject:
     def _check(self, number: int, frame: Bytes, whole: Buffer) -> None:
         if self._verified or (self._sums is None and self._chain.is_checked(frame)):
             return
+        if self.is_far:
+            raise WholeWanted(unchecked=True)
         with self._lock:
             if self._sums is None:
                 self._sums = self._verify_whole(whole)
@@ -111,35 +122,7 @@ def _runs(frames: Sequence[tuple[int, int, int]]) -> Iterator[list[tuple[int, in
         yield run
 
 
-def open_file(path: str, nbytes: int) -> Callable[[int, int, Buffer], Bytes]:
-    """How to read parts of a file, which stays open as long as somebody may. FileNotFoundError; CodecError when it is of another size."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        found = os.fstat(descriptor).st_size
-        if found != nbytes:
-            raise CodecError(f"{found} bytes, committed were {nbytes}")
-        file = _File(descriptor)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return file.read_at
-
-
-class _File:
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        weakref.finalize(self, os.close, descriptor)
-
-    def read_at(self, start: int, stop: int, buffer: Buffer) -> Bytes:
-        place, position = buffer.bytes(stop - start), 0
-        while position < len(place) and (part := os.preadv(self._descriptor, [place[position:].data], start + position)):
-            position += part
-        if position < len(place):
-            raise CodecError(f"the file ends at {start + position}")
-        return place
-
-
-def held(data: Bytes) -> Callable[[int, int, Buffer], Bytes]:
+def held(data: Bytes) -> ReadAt:
     """How to read parts of bytes in memory."""
     return lambda start, stop, buffer: data[start:stop]
 

@@ -152,6 +152,16 @@ def make_order(
     raise ConfigError([Problem(f"order {name!r} is unknown", "order", hint="use full, buffered, none or weighted")])
 
 
+def reach(order: Order) -> int | None:
+    """How many blocks of samples that lie together are in use at a time; None for all of them."""
+    match order:
+        case Plain():
+            return 1
+        case Buffered():
+            return order.window
+    return None
+
+
 def _checked(weights: Any, count: int) -> NDArray[np.float64]:
     found = np.asarray(weights, dtype=np.float64)
     if found.shape != (count,):

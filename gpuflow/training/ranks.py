@@ -36,6 +36,11 @@ def find_ranks(rank: int | None, world: int | None) -> tuple[int, int, bool]:
     return 0, 1, False
 
 
+def has_neighbours(world: int) -> bool:
+    """Whether other ranks, none of a process group, may be on this machine: unless the launcher says that it started one alone there."""
+    return world > 1 and os.environ.get("LOCAL_WORLD_SIZE") != "1"
+
+
 def _group() -> Any:
     """torch.distributed, where it is in use; nothing is imported for it."""
     torch = sys.modules.get("torch")

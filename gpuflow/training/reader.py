@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from gpuflow.storage.buffers import Slot, Slots
 from gpuflow.storage.byte_codecs import Bytes, CodecError
 from gpuflow.storage.chains import Block, Chain
 from gpuflow.training.access import Access
-from gpuflow.training.cache import Kept, Recent
+from gpuflow.training.cache import Recent
 from gpuflow.training.cut import Part
 from gpuflow.training.memory import Memory
+from gpuflow.training.objects import WholeWanted
+from gpuflow.training.shared import Layout, open_cache
 from gpuflow.training.units import Column, Units
 from gpuflow.training.work import Chosen, Work
 
@@ -86,10 +89,19 @@ class Wanted:
 
 
 class Reader:
-    """The threads, buffers and caches of one process. finish: what is made of a batch's arrays, in a thread of the reader."""
+    """The threads, buffers and caches of one process. finish: what is made of a batch's arrays, in a thread of the reader. shared: the name
+    of the cache where other processes share it."""
 
     def __init__(
-        self, access: Access, work: Work, finish: Callable[[Wanted], Any], *, threads: int, kept_nbytes: int, recent_nbytes: int
+        self,
+        access: Access,
+        work: Work,
+        finish: Callable[[Wanted], Any],
+        *,
+        threads: int,
+        kept_nbytes: int,
+        recent_nbytes: int,
+        shared: str | None,
     ) -> None:
         self.access, self._work, self._finish, self._threads = access, work, finish, threads
         cut = self._cut = work.cut
@@ -99,7 +111,11 @@ class Reader:
             shard = access.codec(part.path).shard
             self._inner.append(shard.inner if shard else None)
             self._units.append(Units(part.metadata, shard.inner.shape if shard else part.metadata.grid.chunks))
-        self.kept, self._recent = Kept(kept_nbytes), Recent(recent_nbytes)
+        layouts = [
+            Layout(units.unit, part.dtype, prod(units.per_object), part.metadata.grid.size)
+            for part, units in zip(cut.parts, self._units, strict=True)
+        ]
+        self.kept, self._recent = open_cache(shared, layouts, kept_nbytes), Recent(recent_nbytes)
         self._slots, self.memory = Slots(), Memory(most=8)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gpuflow-loader")
 
@@ -110,6 +126,7 @@ class Reader:
     def close(self) -> None:
         """What has not begun is not done; threads, files and memory go."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.kept.close()
         self.access.close()
 
     # -- planning -----------------------------------------------------------------------------------------------------------------
@@ -205,6 +222,8 @@ class Reader:
                     raise
                 tried.add(error.node)
                 self.access.condemn(path, piece.object, error)
+            except WholeWanted as why:
+                self.access.fetch_whole(path, piece.object, why)
 
     def _read_object(self, piece: Piece, path: str, out: NDArray[Any], slot: Slot) -> None:
         """The stored object is one unit."""
@@ -215,11 +234,13 @@ class Reader:
         except CodecError as error:  # with the right digest: it was committed like that
             raise ChunkCorrupt(self.access.chunk_name(path, piece.object), "any", f"it does not decode: {error}") from error
         ((unit, uses),) = piece.units.items()
-        self._keep((piece.part, piece.object, unit), block, uses)
+        key = piece.part, piece.object, unit
+        if not self.kept.keep(key, block):
+            self._keep_recent(key, block)
         _deliver(block, uses, out)
 
     def _read_units(self, piece: Piece, path: str, numbers: Sequence[int], out: NDArray[Any], slot: Slot) -> None:
-        opened = self.access.open(path, piece.object)
+        opened = self.access.open(path, piece.object, len(numbers))
         if opened is None:
             fill = self.access.codec(path).fill_value
             for unit in numbers:
@@ -242,25 +263,21 @@ class Reader:
         assert chain is not None
         # A sample that lies in a file as it is need not be kept: the page cache has it, and fresh memory costs more than reading it again.
         is_cheap = not chain.links and chain.shape[0] == 1 and not is_held
-        block: Block | None = None if is_cheap else self.kept.place(chain.shape, chain.dtype)
+        block = None
+        if not is_cheap:
+            block = self.kept.made(key, chain.shape, chain.dtype, lambda place: _decode_into(chain, data, place, slot))
         if block is None and len(uses) == 1 and chain.shape[0] == 1 and uses[0].column.is_whole:
-            return _decode_into(chain, data, uses[0].place(out), slot)
-        if block is not None:
-            _decode_into(chain, data, block, slot)
-            self.kept.put(key, block)
-        else:
+            place = uses[0].place(out)
+            _decode_into(chain, data, place, slot)
+            if not is_cheap:
+                self.kept.keep(key, place)
+            return
+        if block is None:
             block = slot.decoded.array(chain.shape, chain.dtype)
             _decode_into(chain, data, block, slot)
-            self._keep_recent(key, block)
+            if is_cheap or not self.kept.keep(key, block):
+                self._keep_recent(key, block)
         _deliver(block, uses, out)
-
-    def _keep(self, key: tuple[int, int, int], block: Block, uses: Sequence[Use]) -> None:
-        place = self.kept.place(block.shape, block.dtype)
-        if place is not None:
-            place[...] = block
-            self.kept.put(key, place)
-        else:
-            self._keep_recent(key, block)
 
     def _keep_recent(self, key: tuple[int, int, int], block: Block) -> None:
         if block.shape[0] > 1 or self._cut.rows is not None:  # other samples take of it

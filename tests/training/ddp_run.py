@@ -2,8 +2,8 @@
 
 RUNS is JSON, one after the other: [ranks, folder, batches, [who, when]]. A run goes on where the folder's checkpoint stands, which the
 first rank replaces after every batch. who: the rank, or all, killed at batch `when` before its gradients are given away; or what
-the second rank does wrong, whereupon each rank writes down its error. The process
-prints how the ranks of each run ended."""
+the second rank does wrong, whereupon each rank writes down its error. Each rank that
+ends writes down where its cache is. The process prints how the ranks of each run ended."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import gpuflow
 from gpuflow.errors import GpuflowError
+from gpuflow.training.shared import SharedKept
 
 BATCH_SIZE = 12
 
@@ -65,6 +66,9 @@ def train(rank: int, world: int, folder: Path, meeting: str, batches: int, dies:
                 os.replace(folder / "next.pt", checkpoint)
             if len(history) == batches:
                 break
+    assert loader._engine is not None
+    kept = loader._engine.reader.kept
+    (folder / f"cache {world} {rank}").write_text(str(kept._file.path) if isinstance(kept, SharedKept) else type(kept).__name__)
     loader.close()
     distributed.destroy_process_group()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,11 @@ import zarr
 
 import gpuflow
 from gpuflow.cluster.connection import Connection
+from gpuflow.cluster.locating import ClientLocator
+from gpuflow.cluster.peers import Peers
+from gpuflow.datasets.here import NodesHere
 from gpuflow.errors import ClusterError, ConfigError, NotFound
+from gpuflow.training import access
 from tests.execution.test_run import ingest
 
 
@@ -60,3 +65,41 @@ def test_bad_places(three_nodes: Connection, values: np.ndarray, tmp_path: Path,
     monkeypatch.setenv("GPUFLOW_SCHEDULER", "tcp://127.0.0.1:1")
     with pytest.raises(ClusterError, match="no scheduler answers"):
         gpuflow.loader("loader-field", 8)
+
+
+def test_in_parts_from_peers(three_nodes: Connection, values: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A permutation of more than is held: indexes and inner chunks travel, until a peer does not send them; then whole objects do."""
+    monkeypatch.setattr(access, "_WHOLE_NBYTES", 0)
+    monkeypatch.setattr(access, "_HELD_NBYTES", 1)
+    received = []
+    for fails in (False, True):
+        with monkeypatch.context() as patch:
+            if fails:
+                patch.setattr(Peers, "ranges", lambda *_: (_ for _ in ()).throw(OSError("it stalls")))
+            node = sorted(three_nodes.nodes())[0]
+            with gpuflow.loader("loader-sharded", 2, connection=three_nodes, node=node, number_as="n", cache=0) as loader:
+                for batch in loader:
+                    np.testing.assert_allclose(batch["t2m"].numpy(), values[batch["n"].numpy()] - 273, rtol=1e-6)
+                received.append(loader.received_nbytes)
+    in_parts, whole = received
+    assert 0 < in_parts < 0.7 * whole
+
+
+def test_a_worker_gives_only_what_is_asked_for(three_nodes: Connection, values: np.ndarray) -> None:
+    """Another generation, or a range that the object does not have: an error of the asked one's, and no bytes."""
+    here = NodesHere(*(Path(root) for root in sorted({w["root"] for w in three_nodes.info()["workers"].values()})))
+    locator = ClientLocator(three_nodes)
+    store, replica = next(found for chunk in range(10) if (found := here.local("loader-sharded", "t2m", chunk)))
+    parts = locator.parts(replica)
+    assert parts is not None
+    whole = store.read(replica.dataset, replica.array, replica.chunk)[1]
+    assert parts.read([(0, 16), (100, 200)]).tobytes() == whole[:16] + whole[100:200]
+    with pytest.raises(OSError, match="does not send it"):
+        parts.read([(0, replica.nbytes + 1)])
+    other = locator.parts(replace(replica, digest=b"x" * 16))
+    assert other is not None
+    with pytest.raises(OSError, match="does not send it"):
+        other.read([(0, 16)])
+    assert locator.parts(replica, frozenset(three_nodes.nodes())) is None
+    locator.close()
+    here.close()

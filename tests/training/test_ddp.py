@@ -47,3 +47,7 @@ def test_the_same_gradients_however_often_it_is_killed(tmp_path: Path) -> None:
     assert told["wrong name 1"].startswith("NotFound: no dataset 'nothing'")
     assert told["wrong seed 0"].startswith("ClusterError: rank 1 makes another loader than rank 0: seed differ")
     assert told["wrong seed 0"] == told["wrong seed 1"]
+    assert (whole / "cache 1 0").read_text() == "Kept"
+    (path,) = {(killed / f"cache 2 {rank}").read_text() for rank in range(2)}  # ranks of one machine share it, and leave nothing
+    assert Path(path).name.startswith("gpuflow-loader-")
+    assert not Path(path).exists()
