@@ -38,7 +38,7 @@ def test_records_tables_and_calibrations(nodes: NodesOnDisk) -> None:
     assert found.table("d", ARRAY, 3) is table, "merged once"
     assert not found.table("not-yet", ARRAY, 3).present.any()
     first, second = found.calibrations.values()
-    assert (first, second) == (calibration(1.0), "it is not of format 1")
+    assert (first, second) == (calibration(1.0), "it is not of format 2")
 
 
 def test_an_array_that_was_not_asked_for(nodes: NodesOnDisk) -> None:

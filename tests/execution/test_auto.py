@@ -81,4 +81,4 @@ def test_without_and_with_a_damaged_calibration(cluster: tuple[Connection, Path]
     calibrate(root, 0.1, None)
     assert "1 of 2 nodes are not calibrated" in choice_for(connection).why
     (root / "nodes" / "1" / FILE_NAME).write_text("{}")
-    assert "is damaged (it is not of format 1); run `gpuflow calibrate`" in choice_for(connection).why
+    assert "is damaged (it is not of format 2); run `gpuflow calibrate`" in choice_for(connection).why
