@@ -51,9 +51,14 @@ def limited(one_node: Connection) -> Iterator[Callable[[int | None], None]]:
         plugin.members.nodes[address] = replace(info, usable_nbytes=nbytes)
         return info.usable_nbytes  # type: ignore[no-any-return]
 
-    before = one_node.client.run_on_scheduler(limit, None)
-    yield lambda nbytes: one_node.client.run_on_scheduler(limit, nbytes) and None
-    one_node.client.run_on_scheduler(limit, before)
+    def set_limit(nbytes: int | None) -> int | None:
+        before: int | None = one_node.client.run_on_scheduler(limit, nbytes)
+        one_node.info()  # what was seen a moment ago is no longer so
+        return before
+
+    before = set_limit(None)
+    yield lambda nbytes: set_limit(nbytes) and None
+    set_limit(before)
 
 
 def pipeline(source: str, output: Any) -> Any:
