@@ -1,6 +1,10 @@
-"""Kernels fused by `torch.compile`: those of Torch, bit for bit. Each takes seconds to compile, so there is one."""
+"""Kernels fused by `torch.compile`: those of Torch, bit for bit. Each takes seconds to compile, so there is one; in a process of its own,
+since one that has run compiled code with OpenMP cannot be forked, which other tests do."""
 
 from __future__ import annotations
+
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -16,7 +20,6 @@ from .host_cuda import COMPILER
 from .samples import spec_of, whole
 
 pytest.importorskip("torch")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")]
 
 
 def test_it_is_asked_for_by_name() -> None:
@@ -25,8 +28,15 @@ def test_it_is_asked_for_by_name() -> None:
     assert compiler("torch.compile", "cpu").keywords == {"device": "cpu", "fused": True}  # type: ignore[attr-defined]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of Torch by its own compiler
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
 def test_a_chain_is_what_torch_gives_one_by_one() -> None:
+    done = subprocess.run([sys.executable, "-m", __name__], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "the same\n"
+
+
+def compare() -> None:
     block = np.random.default_rng(0).normal(280, 30, (6, 50, 3)).astype(np.float32)
     per = Standardize(mean=[280.0, 270.0, 290.0], std=[10.0, 20.0, 30.0], per=2)
     steps = (per, Map(expression="where(x > 0, sqrt(abs(x)), x / 3)"), Cast(dtype="float16"), Cast(dtype="int8", strict=True))
@@ -37,3 +47,8 @@ def test_a_chain_is_what_torch_gives_one_by_one() -> None:
     wide = block * np.float32(1e6)
     with pytest.raises(StepError):
         fused(wide, whole(wide))
+
+
+if __name__ == "__main__":
+    compare()
+    sys.stdout.write("the same\n")
