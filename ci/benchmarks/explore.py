@@ -1,7 +1,8 @@
 """Looking at data: the Store against zarr's LocalStore, chunks from a peer, a million chunks opened and shown, users' graphs on four nodes.
 
 With `--netns`, mean, standard deviation, slices and a plot's worth of data on four nodes in network namespaces, against dask.array over an
-S3 server (moto's) on a fifth, at 1 Gbit/s; see benchmarks/network.py for what that needs."""
+S3 server (moto's) on a fifth, at 1 Gbit/s, and beside the same graphs over data that nobody has to read; see benchmarks/network.py for what
+that needs."""
 
 from __future__ import annotations
 
@@ -222,6 +223,11 @@ def _plot(x: da.Array, connection: Connection) -> Any:
     return connection.client.compute(da.coarsen(np.mean, x, {0: 4096})).result()
 
 
+def _made() -> da.Array:
+    """As large, and read from nowhere: what Dask itself takes for the same graphs."""
+    return da.ones(CHUNKS * NBYTES // 4, chunks=NBYTES // 4, dtype="float32")
+
+
 WORK: dict[str, Callable[[da.Array, Connection], Any]] = {"standardize": _standardize, "slices": _slices, "plot": _plot}
 
 
@@ -256,6 +262,7 @@ def _netns(report: Report, arguments: argparse.Namespace) -> None:
         sides = {
             "gpuflow": lambda: timed("gpuflow", field.to_dask),
             "dask + S3": lambda: timed("dask + S3", lambda: da.from_zarr(remote)),
+            "dask, made in memory": lambda: timed("dask, made in memory", _made),
         }
         interleave(report, "explore at 1 Gbit/s", sides, min(arguments.rounds, 3))
         share = {side: median(values) / (len(WORK) * CHUNKS * NBYTES) for side, values in sent.items()}

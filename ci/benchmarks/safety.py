@@ -63,7 +63,7 @@ def measure(arguments: argparse.Namespace) -> Report:
 def _scrub(report: Report, arguments: argparse.Namespace, place: Path) -> None:
     """Of one node, by as many threads as its workers have."""
     lay([place], "data", arguments.chunks, NBYTES, lambda chunk: [0])
-    files = sorted((place / "datasets/data" / ARRAY / "c").iterdir())
+    files = sorted((place / "datasets/data" / ARRAY).glob("c.*"))
     for path in files:
         sync_data(path)  # so that it can leave the page cache
     with connect(nodes=1, root=place) as connection:

@@ -24,7 +24,7 @@ def log(
 ) -> None:
     """Show what a dataset went through: in-place pipelines, snapshots, and how far its chunks have come.
 
-    A chunk is given by its number, or by its key as messages show it: photos/image/c/0/1."""
+    A chunk is given by its number, or by its key as messages show it: photos/image/c.0.1."""
     from gpuflow.datasets import catalog
     from gpuflow.display import history as display
     from gpuflow.pipelines import history

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def shell(
     address: Annotated[
-        str, typer.Argument(metavar="CHUNK", help="A chunk by its number or its key: era5/t2m/3, or era5/t2m/c/3/0/0.")
+        str, typer.Argument(metavar="CHUNK", help="A chunk by its number or its key: era5/t2m/3, or era5/t2m/c.3.0.0.")
     ],
     command: Annotated[
         list[str] | None, typer.Argument(metavar="[-- COMMAND]", help="A program to run there; without it, Python.")

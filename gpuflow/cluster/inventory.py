@@ -76,7 +76,10 @@ class Inventory:
     def local_to(self, array: ArrayName, chunks: Iterable[int], live: Set[str]) -> frozenset[str]:
         """Nodes to which a task over `chunks` is local: those that hold every one of them. Where none of these lives, the live nodes that
         hold the most, if every chunk is on a live node; they have the others sent."""
-        numbers, counts = np.unique(self._holder_numbers(array, chunks), return_counts=True)
+        found = self._holder_numbers(array, chunks)
+        if len(found) == 1:
+            return self._sets[int(found[0])]
+        numbers, counts = np.unique(found, return_counts=True)
         sets = [self._sets[number] for number in numbers]
         common = frozenset.intersection(*sets) if sets else frozenset()
         if len(sets) < 2 or common & live or not all(nodes & live for nodes in sets):

@@ -19,11 +19,11 @@ MOST_CHUNKS = 1024
 MOST_NBYTES = 256 * 2**20
 """Encoded bytes of a group, whatever its number of chunks: what one task may cost when it has to be done again."""
 MOST_SECONDS = 1.0
-LEAST_SECONDS = 0.03
+LEAST_SECONDS = 0.06
 """Of a task, by what its chunks are expected to take: from one sign of progress to the next, and against the cost of a task."""
 _SCHEDULER_SECONDS = 0.0005
 """Of the one scheduler for a task: 313 to 490 us were measured. With many threads tasks must be longer for it, or they wait for it."""
-_FIRST_PER_SLOT = 3  # two wait at a thread, and the third goes there while the client learns what the first took
+_FIRST_PER_SLOT = 2  # while the client learns what the first took, a thread has the second
 _FIRST_NBYTES = 32 * 2**20  # decoded: ten milliseconds for what is fast
 _PARTS = 8  # of a thread's share of what is left: the next task
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import pickle
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,6 +40,12 @@ def compile_for(record: DatasetRecord, array: str, job: MapJob | StatisticsJob) 
     return compile_steps(steps, spec, *resolved(job))(block, region) if steps else block
 
 
+@lru_cache(maxsize=64)
+def _prepare_once(array: str, pickled: bytes) -> None:
+    job: MapJob = pickle.loads(pickled)
+    compile_for(job.records[0], array, job)
+
+
 def _unknown(lane: Lane, chunk: int) -> StoreError:
     name = lane.store.record(lane.group.dataset).chunk_name(lane.group.array, chunk)
     reason = f"what made chunk {name} is not known since the manifest was rebuilt: in place, a step could be applied twice"
@@ -60,8 +68,9 @@ class MapJob:
     device: str = "cpu"
 
     def prepare(self, array: str) -> None:
-        """Compile the steps."""
-        compile_for(self.records[0], array, self)
+        """Compile the steps, once in a process, also for the runs to come."""
+        record = DatasetRecord("", 0, arrays={array: self.records[0].arrays[array]})
+        _prepare_once(array, pickle.dumps(replace(self, records=(record,), target="", made_by="")))
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done: the manifest knows, and in place nothing else does."""

@@ -23,7 +23,9 @@ def _as_begun(array: ArrayPlan, there: DatasetRecord) -> ArrayPlan:
     known = there.arrays.get(array.path)
     if known is None or array.carried:
         return array
-    stored = {**array.target.document, "chunk_grid": known["chunk_grid"], "codecs": known["codecs"]}
+    keyed = {**array.target.document, "chunk_key_encoding": known["chunk_key_encoding"]}
+    array = replace(array, target=ArrayMetadata(keyed))
+    stored = {**keyed, "chunk_grid": known["chunk_grid"], "codecs": known["codecs"]}
     if not is_grown(known, stored) or (stored["shape"] == known["shape"] and array.path not in there.grown):
         return array  # which is refused where another form is wanted than there is
     return replace(array, target=ArrayMetadata(stored))

@@ -19,8 +19,8 @@ from gpuflow.storage.codecs import ArrayCodec
 from gpuflow.storage.framing import framing
 from gpuflow.storage.metadata import ArrayMetadata
 
-PROCESS_NBYTES = 264 * 2**20
-"""Of a worker that has imported everything: 197 MiB measured with kernels from the cache, 250 MiB when it compiled them; and slack."""
+PROCESS_NBYTES = 280 * 2**20
+"""Of a worker that has imported everything: 221 MiB measured with kernels from the cache, 269 MiB when it compiled them; and slack."""
 _SERVED, _FETCHED = 4, 2
 _PART_NBYTES = 8 * 2**20
 """Parts that a worker holds for its peers at once, and that a thread has of theirs: one under way, one in its hands. What a part may have:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Set
 from contextlib import suppress
 from datetime import UTC, datetime
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
@@ -20,7 +21,7 @@ from zarr.core.buffer.core import default_buffer_prototype
 
 from gpuflow.errors import ClusterError, ConfigError, NameTaken, NotFound, Problem
 from gpuflow.storage.keys import METADATA, Chunk, parse
-from gpuflow.storage.locator import Locator, Placer
+from gpuflow.storage.locator import Found, Locator, Placer
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY
 from gpuflow.storage.record import DatasetRecord, join
@@ -37,6 +38,9 @@ WRITTEN = "written"
 _SNAPSHOTS = "has snapshots, which are of its arrays as they are; delete them first"
 _GROWING = "is growing: an append to it, or the run that makes it, was not finished; run that again first"
 _INLINE_NBYTES = 256 * 2**10  # read at once on the event loop: a thread costs more than they do
+_ALONE_NBYTES = (
+    16 * 2**20
+)  # the same of one from the page cache, 3 ms at most, while nothing else is read that would have to wait
 _OBJECT_NBYTES = 2**20  # of what is kept in the record, which every node has
 _PUBLISH_TRIES = 50  # writers of one dataset's metadata at the same moment
 
@@ -55,6 +59,7 @@ class ClusterStore(Store):
         self.locator, self.name = locator, name
         self._view: View | None = None
         self._changing = threading.Lock()
+        self._reading = 0  # how many `get` are under way; of several event loops not exact
 
     @property
     def supports_consolidated_metadata(self) -> bool:
@@ -75,10 +80,10 @@ class ClusterStore(Store):
         return f"ClusterStore('gpuflow://{self.name}')"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_changing"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_changing", "_reading")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _changing=threading.Lock())
+        self.__dict__.update(state, _changing=threading.Lock(), _reading=0)
 
     # -- what it is of --------------------------------------------------------------------------------------------------------
 
@@ -135,19 +140,37 @@ class ClusterStore(Store):
         self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """See `get_sync`."""
-        if self._is_quick(key):
-            return self.get_sync(key, prototype=prototype, byte_range=byte_range)
-        return await asyncio.to_thread(self.get_sync, key, prototype=prototype, byte_range=byte_range)
+        self._reading += 1
+        try:
+            nbytes = self._nbytes_here(key)
+            if nbytes <= _INLINE_NBYTES:
+                return self.get_sync(key, prototype=prototype, byte_range=byte_range)
+            if nbytes <= _ALONE_NBYTES and byte_range is None and await self._alone():
+                found = self._cached_here(key)
+                if found is not None:
+                    return (prototype or default_buffer_prototype()).buffer.from_bytes(found.data)
+            return await asyncio.to_thread(self.get_sync, key, prototype=prototype, byte_range=byte_range)
+        finally:
+            self._reading -= 1
 
-    def _is_quick(self, key: str) -> bool:
-        """Whether it takes neither the network nor more time than a thread would."""
+    def _nbytes_here(self, key: str) -> float:
+        """Of what is read without the network, 0 for what is in memory; inf when it may take the network."""
         if self._view is None:
-            return False
+            return inf
         what = parse(self._view.record, key)
         if not isinstance(what, Chunk):
-            return True
+            return 0
         here = self._view.known_here(what.array, what.linear)
-        return here is not None and here[1].nbytes <= _INLINE_NBYTES
+        return inf if here is None else here[1].nbytes
+
+    async def _alone(self) -> bool:
+        """Whether nothing else is being read, also of what was asked for together with this."""
+        await asyncio.sleep(0)
+        return self._reading == 1
+
+    def _cached_here(self, key: str) -> Found | None:
+        what = parse(self._record, key)
+        return self.view.read_here(what.array, what.linear, cached=True) if isinstance(what, Chunk) else None
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]

@@ -100,15 +100,17 @@ def read_file(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def read_into(path: str | Path, nbytes: int, buffer: Buffer) -> memoryview[int] | None:
-    """The bytes of `path` in `buffer`; None when they are not `nbytes` many. FileNotFoundError when it is not there."""
+def read_into(path: str | Path, nbytes: int, buffer: Buffer, *, cached: bool = False) -> memoryview[int] | None:
+    """The bytes of `path` in `buffer`; None when they are not `nbytes` many. FileNotFoundError when it is not there. cached: only when no
+    disk is waited for, else BlockingIOError (or OSError, of a file system that cannot tell)."""
     memory = buffer.bytes(
         nbytes + 1
     )  # a byte more than there should be, to see that there is none: only an end cuts a read short
     descriptor = os.open(path, os.O_RDONLY)
     try:
         position = 0
-        while position < nbytes and (part := os.preadv(descriptor, [memory[position:].data], position)):
+        flags = os.RWF_NOWAIT if cached else 0
+        while position < nbytes and (part := os.preadv(descriptor, [memory[position:].data], position, flags)):
             position += part
     finally:
         os.close(descriptor)

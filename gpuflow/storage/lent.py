@@ -35,12 +35,12 @@ class Lent(Buffer):
 def _take(nbytes: int) -> NDArray[np.uint8]:
     for _ in range(len(_free)):
         try:
-            memory = _free.popleft()
+            memory = _free.pop()  # the one used last, which may be in the processor's cache
         except IndexError:  # another thread took the last one
             break
         if nbytes <= len(memory) <= 2 * nbytes:
             return memory
-        _free.append(memory)
+        _free.appendleft(memory)
     buffer = Buffer()
     buffer.bytes(nbytes)
     return buffer._memory

@@ -198,9 +198,10 @@ def _read_here(store: NodeStore, replica: Replica, name: str) -> Found:
     )
 
 
-def read_known(store: NodeStore, replica: Replica, name: str) -> Found | None:
-    """A chunk as `replica`, which was looked up before, says that it is; None when its file is another one by now."""
-    data = store.read_known(f"{store.root}/datasets/{name}", replica, Lent())
+def read_known(store: NodeStore, replica: Replica, name: str, *, cached: bool = False) -> Found | None:
+    """A chunk as `replica`, which was looked up before, says that it is; None when its file is another one by now. cached: None, too, when
+    it is not in the page cache."""
+    data = store.read_known(f"{store.root}/datasets/{name}", replica, Lent(), cached=cached)
     return None if data is None else Found(replica, data, store.node_id, True)
 
 

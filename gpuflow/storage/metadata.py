@@ -48,7 +48,7 @@ class ArrayMetadata:
             "shape": list(shape),
             "data_type": dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunks)}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "chunk_key_encoding": FLAT_KEYS,
             "fill_value": {"b": False, "c": [0.0, 0.0]}.get(dtype.kind, 0),
             "codecs": codecs if inner_chunks in (None, chunks) else [_sharding(inner_chunks, codecs)],
             "attributes": dict(attributes or {}),
@@ -88,7 +88,7 @@ class ArrayMetadata:
         return int(np.prod(self.grid.chunks, dtype=np.int64)) * self.dtype.itemsize if self.dtype is not None else 0
 
     def key(self, linear: int) -> str:
-        """Zarr key of stored object number `linear`, relative to the array: `c/0/1`, or `0.1` in the v2 encoding."""
+        """Zarr key of stored object number `linear`, relative to the array: `c.0.1` or `c/0/1`, or `0.1` in the v2 encoding."""
         prefix, separator = self.key_encoding
         index = self.grid.unravel(linear)
         return separator.join([*prefix, *map(str, index)]) or "0"
@@ -106,6 +106,9 @@ class ArrayMetadata:
         """The document as it is laid on disk."""
         return json.dumps(self.document, indent=2).encode()
 
+
+FLAT_KEYS: dict[str, Any] = {"name": "default", "configuration": {"separator": "."}}
+"""Chunks lie side by side in their array's folder: with a folder for each, making and fsyncing folders is much of what a commit costs."""
 
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 

@@ -282,13 +282,13 @@ class NodeStore:
                 self.recover()
                 time.sleep(_SETTLE_SECONDS)
 
-    def read_known(self, path: str, replica: Replica, buffer: Buffer) -> memoryview[int] | None:
+    def read_known(self, path: str, replica: Replica, buffer: Buffer, *, cached: bool = False) -> memoryview[int] | None:
         """The verified bytes of a chunk whose row and file were looked up before, in `buffer`. None when they are no longer the file's:
-        then `read` knows what is the case."""
+        then `read` knows what is the case. cached: None, too, when they are not in the page cache."""
         if replica.digest == EMPTY or replica.recipe == UNKNOWN:
             return None
         try:
-            data = read_into(path, replica.nbytes, buffer)
+            data = read_into(path, replica.nbytes, buffer, cached=cached)
         except OSError:
             return None
         return data if data is not None and digest(data) == replica.digest else None

@@ -74,7 +74,7 @@ class DatasetRecord:
         return self.metadata[path]
 
     def chunk_name(self, array: str, linear: int) -> str:
-        """How a chunk is called in messages: `photos/image/c/0/1`, the path of its file below `datasets/`."""
+        """How a chunk is called in messages: `photos/image/c.0.1`, the path of its file below `datasets/`."""
         metadata = self.array(array)
         return f"{self.name}/{array}/{(metadata if linear < metadata.grid.size else self.becoming[array]).key(linear)}"
 

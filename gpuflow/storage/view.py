@@ -95,12 +95,8 @@ class View:
 
     def read(self, array: str, chunk: int) -> Found:
         """A chunk of this view: see `locator.read_chunk`."""
-        known = self.known_here(array, chunk)
-        if known is not None and known[1].generation == self.generation(array, chunk):
-            found = read_known(*known, self._names(array)(chunk))
-            if found is not None:
-                count_read(self.locator, found)
-                return found
+        if (found := self.read_here(array, chunk)) is not None:
+            return found
         try:
             return read_chunk(self.locator, self.record, array, chunk, self.generation(array, chunk))
         except StaleChunk as error:
@@ -108,6 +104,16 @@ class View:
                 raise
             self.learn(array, chunk, error.found)
             return read_chunk(self.locator, self.record, array, chunk, error.found)
+
+    def read_here(self, array: str, chunk: int, *, cached: bool = False) -> Found | None:
+        """A chunk of this view that lies on this machine, as it was looked up; else None. cached: only from the page cache."""
+        known = self.known_here(array, chunk)
+        if known is None or known[1].generation != self.generation(array, chunk):
+            return None
+        found = read_known(*known, self._names(array)(chunk), cached=cached)
+        if found is not None:
+            count_read(self.locator, found)
+        return found
 
     def known_here(self, array: str, chunk: int) -> tuple[NodeStore, Replica] | None:
         """The store of this machine that has the chunk, and its replica, as they were looked up with others beside it: once several of

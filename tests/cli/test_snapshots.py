@@ -104,7 +104,7 @@ def test_errors_as_a_user_meets_them(cluster: tuple[Connection, Path], tmp_path:
     assert "give one of them" in command("snapshot", "wrong", "b", "--list", root=root, status=2)
     away = command("rollback", "wrong", "a", "--nodes", 2, root=root, status=1)
     assert f"{CHUNKS // 3} chunks of snapshot 'a' of 'wrong' are on node2-" in away
-    assert "no live replica of chunk wrong/data/c/" in command("snapshot", "wrong", "b", "--nodes", 2, root=root, status=1)
+    assert "no live replica of chunk wrong/data/c." in command("snapshot", "wrong", "b", "--nodes", 2, root=root, status=1)
     address = {"GPUFLOW_SCHEDULER": connection.client.scheduler.address}
     kept = command("remove", "wrong", "--yes", root=root, status=1, **address)
     assert "dataset 'wrong' has snapshots: a; remove it with --with-snapshots, or delete them first" in kept
@@ -190,9 +190,9 @@ def test_log_of_a_dataset_an_array_and_a_chunk(cluster: tuple[Connection, Path],
     shown = command("log", "logged", root=root)
     assert shown.index("made from") < shown.index("snapshot before") < shown.index("in-place pipeline 1: map on data")
     assert f"{CHUNKS} in-place pipeline 1" in command("log", "logged/data", root=root)
-    chunk = json.loads(command("log", "logged/data/c/7/0", "--json", root=root))
+    chunk = json.loads(command("log", "logged/data/c.7.0", "--json", root=root))
     assert chunk == json.loads(command("log", "logged/data/7", "--json", root=root))
-    assert (chunk["chunk"], chunk["generation"], chunk["stage"]) == ("logged/data/c/7/0", 2, "in-place pipeline 1")
+    assert (chunk["chunk"], chunk["generation"], chunk["stage"]) == ("logged/data/c.7.0", 2, "in-place pipeline 1")
     assert chunk["inputs"] == chunk["snapshots"]["before"]["digest"] != chunk["digest"]
     assert len(chunk["holders"]) == 1
     assert "snapshot before" in command("log", "logged/data/7", root=root)

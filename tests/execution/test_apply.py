@@ -67,7 +67,7 @@ def test_a_lost_chunk_is_made_again_though_the_module_is_gone(three_nodes: Conne
     for name in ("of_the_user.py", "beside_mine.py", "p.yaml"):
         (tmp_path / name).unlink()
     before = read_back(roots_of(three_nodes), "kept-by-hand-out", "t2m")
-    (chunk,) = [path for root in roots_of(three_nodes) if (path := root / "datasets/kept-by-hand-out/t2m/c/2/1/0").exists()]
+    (chunk,) = [path for root in roots_of(three_nodes) if (path := root / "datasets/kept-by-hand-out/t2m/c.2.1.0").exists()]
     chunk.write_bytes(chunk.read_bytes()[:-1])
     report = scrub_dataset(three_nodes, "kept-by-hand-out")
     assert report.sound, report

@@ -65,7 +65,7 @@ def test_slow_chunks_come_in_small_tasks_and_quick_ones_in_large() -> None:
     def sizes(seconds: float) -> list[int]:
         cutter = Cutter(group_of(10_000), 2)
         first = list(cutter.first())
-        assert len(first) == 6
+        assert len(first) == 4
         return [len(group.chunks) for group in cutter.rest(seconds)]
 
     assert max(sizes(0.5)) * 0.5 <= MOST_SECONDS
@@ -73,7 +73,7 @@ def test_slow_chunks_come_in_small_tasks_and_quick_ones_in_large() -> None:
     quick = sizes(1e-4)
     assert len(quick) < 40
     assert quick == sorted(quick, reverse=True)
-    assert min(quick[:-1]) >= 200
+    assert min(quick[:-1]) >= 600
 
 
 def test_with_many_threads_tasks_are_long_enough_for_the_scheduler_to_keep_up() -> None:
@@ -91,7 +91,7 @@ def test_the_last_tasks_are_a_small_part_of_a_thread_s_share() -> None:
     cutter = Cutter(group_of(256), 2)
     sizes = [len(group.chunks) for group in (*cutter.first(), *cutter.rest(0.003))]
     assert max(sizes[-2:]) * 0.003 <= LEAST_SECONDS
-    assert len(sizes) < 40
+    assert len(sizes) < 25
 
 
 def test_batches_take_turns() -> None:

@@ -172,7 +172,7 @@ def test_a_fit_is_kept_or_taken_anew(three_nodes: Connection, drifting: Any, ref
     again = gpuflow.run(pipeline, connection=three_nodes)
     assert counts(again)["done"] == 0
     assert gpuflow.plan(pipeline, connection=three_nodes).details["arrays"]["data"]["chunks"]["pending"] == 0
-    flip(file_of(three_nodes, f"{source}-out/data/c/1/0/0"))
+    flip(file_of(three_nodes, f"{source}-out/data/c.1.0.0"))
     assert scrub_dataset(three_nodes, f"{source}-out").sound  # by the fit that it had
 
 

@@ -159,13 +159,13 @@ def test_in_place_and_statistics(cluster: Connection, root: Path, values: Any) -
 def test_a_damaged_file_is_found_by_who_reads_it_directly(cluster: Connection, root: Path, values: Any) -> None:
     equip(cluster)
     assert run(cluster, "zstd", [{"map": "x + 0"}], "damaged")["status"] == "done"
-    file = root / "datasets/damaged/data/c/1/0/0"
+    file = root / "datasets/damaged/data/c.1.0.0"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     receipt = run(cluster, "damaged", SCALED, "from-damaged")
     (failure,) = receipt["failures"]
-    assert failure["chunk"] == "damaged/data/c/1/0/0"
+    assert failure["chunk"] == "damaged/data/c.1.0.0"
     assert receipt["chunks"]["done"] == receipt["chunks"]["total"] - 1
 
 

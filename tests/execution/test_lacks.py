@@ -40,7 +40,7 @@ def two_nodes(root: Path) -> Iterator[Connection]:
 
 
 def chunk_file(root: Path, dataset: str, chunk: int) -> Path:
-    return root / "datasets" / dataset / ARRAY / "c" / str(chunk)
+    return root / "datasets" / dataset / ARRAY / f"c.{chunk}"
 
 
 def flip(root: Path, dataset: str) -> None:

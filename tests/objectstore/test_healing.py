@@ -42,19 +42,19 @@ def test_by_its_recipe_but_not_what_was_begun_in_place(three_nodes: Connection, 
     gpuflow.ingest(field_zarr, "heal-first", connection=three_nodes)
     gpuflow.run(pipeline("heal-first", "heal-second"), connection=three_nodes)
     before = read_back(roots_of(three_nodes), "heal-second", "t2m")
-    flip(file_of(three_nodes, "heal-second/t2m/c/3/1/0"))
+    flip(file_of(three_nodes, "heal-second/t2m/c.3.1.0"))
     receipt = gpuflow.run(pipeline("heal-second", "heal-third"), connection=three_nodes).to_dict()
     assert (receipt["status"], receipt["chunks"]["done"]) == ("done", 24)
-    assert [(each["chunk"], each["how"]) for each in receipt["healed"]] == [("heal-second/t2m/c/3/1/0", "recomputed")]
+    assert [(each["chunk"], each["how"]) for each in receipt["healed"]] == [("heal-second/t2m/c.3.1.0", "recomputed")]
     np.testing.assert_array_equal(read_back(roots_of(three_nodes), "heal-second", "t2m"), before)
 
-    flip(file_of(three_nodes, "heal-second/t2m/c/3/1/0"))
+    flip(file_of(three_nodes, "heal-second/t2m/c.3.1.0"))
     steps = [{"map": "x + 1"}]  # read from the disk: the healed chunk is also in memory, where the damage is not
     spec = from_dict({"source": "heal-second", "steps": steps, "output": {"in_place": True}, "run": {"cache": "off"}})
-    with pytest.raises(RunFailed, match=r"chunk heal-second/t2m/c/3/1/0 .* is damaged") as error:
+    with pytest.raises(RunFailed, match=r"chunk heal-second/t2m/c.3.1.0 .* is damaged") as error:
         gpuflow.run(spec, connection=three_nodes)
     assert error.value.receipt["chunks"]["done"] == 19
     assert "was changed in place since it was made, and no node has a sound copy" in error.value.receipt["notes"][0]
-    flip(file_of(three_nodes, "heal-second/t2m/c/3/1/0"))  # as it was
+    flip(file_of(three_nodes, "heal-second/t2m/c.3.1.0"))  # as it was
     assert gpuflow.run(spec, connection=three_nodes).to_dict()["chunks"]["done"] == 1
     np.testing.assert_array_equal(read_back(roots_of(three_nodes), "heal-second", "t2m"), before + 1)

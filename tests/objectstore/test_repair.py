@@ -71,13 +71,13 @@ def test_recomputed_by_the_pipeline(three_nodes: Connection, field_zarr: Path) -
     ingested(three_nodes, field_zarr, "scrub-in")
     run_pipeline(three_nodes, from_dict({"source": "scrub-in", "steps": [{"standardize": {}}], "output": "scrub-out"}))
     before = read_back(roots_of(three_nodes), "scrub-out", "t2m")
-    for chunk in ("t2m/c/0/0/0", "t2m/c/9/1/0", "time/c/1"):
+    for chunk in ("t2m/c.0.0.0", "t2m/c.9.1.0", "time/c/1"):
         file_of(three_nodes, f"scrub-out/{chunk}").unlink()
     report = scrub_dataset(three_nodes, "scrub-out")
     assert report.sound
     assert sorted(each.chunk for each in report.findings) == [
-        "scrub-out/t2m/c/0/0/0",
-        "scrub-out/t2m/c/9/1/0",
+        "scrub-out/t2m/c.0.0.0",
+        "scrub-out/t2m/c.9.1.0",
         "scrub-out/time/c/1",
     ]
     assert {each.repaired for each in report.findings} == {"recomputed"}
@@ -94,7 +94,7 @@ def test_what_cannot_be_repaired_is_listed_with_the_reason(three_nodes: Connecti
     assert not report.sound
     assert [(each.chunk, each.repaired) for each in report.findings] == [("scrub-moved/t2m/c/2/0/0", "")]
     assert report.notes == (f"dataset 'scrub-moved' cannot be repaired: {field_zarr} has changed since it was ingested",)
-    file_of(three_nodes, "scrub-made/t2m/c/2/0/0").unlink()
+    file_of(three_nodes, "scrub-made/t2m/c.2.0.0").unlink()
     report = scrub_dataset(three_nodes, "scrub-made")
     assert [each.repaired for each in report.findings] == [""]
     assert report.to_dict()["sound"] is False

@@ -57,18 +57,18 @@ def test_each_chunk_is_as_far_as_its_recipe_says() -> None:
         ("a/b", ("a/b", None)),
         ("a/b/7", ("a/b", 7)),
         ("a/7", ("a", 7)),
-        ("a/c/3/1", ("a", 7)),
-        ("a/b/c/0/0", ("a/b", 0)),
+        ("a/c.3.1", ("a", 7)),
+        ("a/b/c.0.0", ("a/b", 0)),
     ],
 )
 def test_an_address(rest: str, found: tuple[str | None, int | None]) -> None:
     assert split_address(record("a", "a/b"), rest) == found
 
 
-@pytest.mark.parametrize("chunk", ["8", "-1", "c/4/0", "c/0", "c/0/0/0", "0/0", "c/00/0", "x", "c/0.0", "99999999999999999999"])
+@pytest.mark.parametrize("chunk", ["8", "-1", "c.4.0", "c.0", "c.0.0.0", "0/0", "c.00.0", "x", "c.0/0", "99999999999999999999"])
 def test_no_such_chunk(chunk: str) -> None:
     with pytest.raises(
-        NotFound, match=re.escape(f"no chunk 'd/a/{chunk}'; it has 8: give a number from 0, or a key such as c/3/1")
+        NotFound, match=re.escape(f"no chunk 'd/a/{chunk}'; it has 8: give a number from 0, or a key such as c.3.1")
     ):
         split_address(record("a"), f"a/{chunk}")
 

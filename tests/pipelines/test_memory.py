@@ -84,7 +84,7 @@ def test_too_large_says_what_would_fit() -> None:
     error = refused(WorkerRoom("worker w", 8, PROCESS_NBYTES + 5 * MIB))
     assert (error.fitting_threads, error.fitting_chunks) == (2, (1, 256, 256))
     assert str(error) == (
-        "array 't': a chunk of 1 x 512 x 512 is 1.0 MiB; worker w with 8 threads needs 272.0 MiB and may use 269.0 MiB; "
+        "array 't': a chunk of 1 x 512 x 512 is 1.0 MiB; worker w with 8 threads needs 288.0 MiB and may use 285.0 MiB; "
         "workers of at most 2 threads or chunks of 1 x 256 x 256 would fit"
     )
     assert str(pickle.loads(pickle.dumps(error))) == str(error)

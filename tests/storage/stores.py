@@ -28,7 +28,13 @@ def new_record(name: str = "d", version: int = 1, state: str = "ready") -> Datas
     if state == "removed":
         return DatasetRecord(name, version, state)
     metadata = ArrayMetadata.create((4 * CHUNKS,), (4,), np.dtype("int32"), compressor="none")
-    return DatasetRecord(name, version, state, {ARRAY: metadata.document}, {"": {"title": name}, "a": {}})
+    keys = {
+        "name": "default",
+        "configuration": {"separator": "/"},
+    }  # in a folder that is made with the first chunk, as others write it
+    return DatasetRecord(
+        name, version, state, {ARRAY: {**metadata.document, "chunk_key_encoding": keys}}, {"": {"title": name}, "a": {}}
+    )
 
 
 def content(chunk: int, generation: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import pickle
 from collections.abc import Iterator
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from zarr.core.buffer import Buffer, cpu
+from zarr.core.buffer import Buffer, cpu, default_buffer_prototype
 from zarr.testing.store import StoreTests
 
 from gpuflow.datasets import catalog
 from gpuflow.datasets.here import NodesHere
 from gpuflow.datasets.snapshots import roll_back, take_snapshot
 from gpuflow.errors import ChunkCorrupt, ChunkLost, ConfigError, NameTaken, StaleChunk
-from gpuflow.storage import leases
+from gpuflow.storage import disk, leases
 from gpuflow.storage.cluster_store import ClusterStore
 from gpuflow.storage.node import NodeStore
 from gpuflow.storage.record import DatasetRecord
@@ -269,3 +270,27 @@ def test_arrays_without_chunks_or_dimensions(nodes: NodesHere) -> None:
     assert found["empty"][...].shape == (0, 3)
     assert found["scalar"][()] == 2.5
     assert found["names"][...].tolist() == ["a", "bcd"]
+
+
+@pytest.mark.parametrize("together", [1, 3])
+async def test_a_large_chunk_that_is_cached_is_read_without_a_thread_when_it_is_alone(
+    nodes: NodesHere, monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (3, 2**20), "uint8")
+    zarr.create_array(ClusterStore(nodes, "d"), name="x", data=values, chunks=(1, 2**20), compressors=None)
+    store = ClusterStore(nodes, "d", read_only=True)
+    keys, prototype, threads = [f"x/c/{row}/0" for row in range(together)], default_buffer_prototype(), list[str]()
+    await asyncio.gather(*(store.get(key, prototype) for key in keys))  # where they lie is looked up
+    real = asyncio.to_thread
+    monkeypatch.setattr(asyncio, "to_thread", lambda *args, **options: threads.append(args[1]) or real(*args, **options))
+    found = await asyncio.gather(*(store.get(key, prototype) for key in keys))
+    assert [one.to_bytes() for one in found if one] == [row.tobytes() for row in values[:together]]
+    assert threads == (keys if together > 1 else [])
+    if together == 1:
+        file = next(root / "datasets/d" / keys[0] for root in nodes._roots if (root / "datasets/d" / keys[0]).exists())
+        monkeypatch.setattr(disk.os, "RWF_NOWAIT", 2**30)  # as of a file system that cannot tell what is cached
+        assert (await store.get(keys[0], prototype)) is not None
+        assert threads == keys
+        file.write_bytes(bytes(2**20))
+        with pytest.raises(ChunkCorrupt, match="d/x/c/0/0"):
+            await store.get(keys[0], prototype)

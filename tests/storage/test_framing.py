@@ -62,9 +62,8 @@ def test_a_batch_decodes_to_the_block(data: st.DataObject) -> None:
 def test_zarr_reads_it(name: str, tmp_path: Path) -> None:
     block = np.arange(6 * 20 * 48, dtype=np.float32).reshape(6, 20, 48)
     metadata = ArrayMetadata.create((6, 20, 48), (8, 32, 48), np.dtype("f4"), compressor=name, inner_chunks=(2, 16, 48))
-    (tmp_path / "c/0/0").mkdir(parents=True)
     (tmp_path / "zarr.json").write_bytes(metadata.to_json())
-    (tmp_path / "c/0/0/0").write_bytes(encode(ArrayCodec(metadata), block))
+    (tmp_path / "c.0.0.0").write_bytes(encode(ArrayCodec(metadata), block))
     np.testing.assert_array_equal(zarr.open_array(tmp_path, mode="r")[...], block)
 
 

@@ -22,7 +22,7 @@ from tests.training.datasets import change, make_dataset, numbered
 COUNT, IN_ONE = 96, 16
 FIELD = numbered(COUNT, 32, 32)
 SHARD = {"field": (IN_ONE, 32, 32)}
-OBJECT = "d/field/c/1/0/0"
+OBJECT = "d/field/c.1.0.0"
 """On the second node."""
 AHEAD = 2 * 8 / (COUNT / 2)
 """The most that is read of the next epoch, of what is elsewhere."""
