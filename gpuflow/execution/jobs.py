@@ -40,10 +40,16 @@ def compile_for(record: DatasetRecord, array: str, job: MapJob | StatisticsJob) 
     return compile_steps(steps, spec, *resolved(job))(block, region) if steps else block
 
 
+def _compile_once(array: str, job: MapJob | StatisticsJob) -> None:
+    """In this process, also for the runs to come."""
+    record = DatasetRecord("", 0, arrays={array: job.records[0].arrays[array]})
+    _compile(array, pickle.dumps(replace(job, records=(record,))))
+
+
 @lru_cache(maxsize=64)
-def _prepare_once(array: str, pickled: bytes) -> None:
-    job: MapJob = pickle.loads(pickled)
-    compile_for(job.records[0], array, job)
+def _compile(array: str, pickled: bytes) -> None:
+    job: MapJob | StatisticsJob = pickle.loads(pickled)
+    job.compile(array)
 
 
 def _unknown(lane: Lane, chunk: int) -> StoreError:
@@ -68,9 +74,12 @@ class MapJob:
     device: str = "cpu"
 
     def prepare(self, array: str) -> None:
-        """Compile the steps, once in a process, also for the runs to come."""
-        record = DatasetRecord("", 0, arrays={array: self.records[0].arrays[array]})
-        _prepare_once(array, pickle.dumps(replace(self, records=(record,), target="", made_by="")))
+        """Compile the steps."""
+        _compile_once(array, replace(self, target="", made_by=""))
+
+    def compile(self, array: str) -> None:
+        """For each process once."""
+        compile_for(self.records[0], array, self)
 
     def process(self, lane: Lane, chunk: int) -> None:
         """Skip a chunk that is done: the manifest knows, and in place nothing else does."""
@@ -157,6 +166,10 @@ class StatisticsJob:
 
     def prepare(self, array: str) -> None:
         """Compile the steps and the reduction."""
+        _compile_once(array, self)
+
+    def compile(self, array: str) -> None:
+        """For each process once."""
         block = compile_for(self.records[0], array, self)
         self.request.of(block, tuple(slice(0, size) for size in block.shape))
 
