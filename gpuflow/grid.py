@@ -37,6 +37,11 @@ class Grid:
         """Number of chunks; 1 for a scalar array, 0 when a dimension is empty."""
         return prod(self.counts)
 
+    @cached_property
+    def _is_even(self) -> bool:
+        """Whether no chunk reaches over the edge."""
+        return all(size % chunk == 0 for size, chunk in zip(self.shape, self.chunks, strict=True))
+
     def unravel(self, linear: int) -> tuple[int, ...]:
         """Grid position of chunk number `linear` (C order). IndexError outside the grid."""
         if not 0 <= linear < self.size:
@@ -65,6 +70,8 @@ class Grid:
 
     def extent(self, linear: int) -> tuple[int, ...]:
         """Shape of the valid part of chunk number `linear`."""
+        if self._is_even and 0 <= linear < self.size:
+            return self.chunks
         return tuple(part.stop - part.start for part in self.region(linear))
 
     def boxes(self, chunks: Iterable[int]) -> list[Box]:

@@ -123,8 +123,14 @@ class Lane:
         return self._codecs[dataset]
 
     def output_codec(self, dataset: str) -> ArrayCodec:
-        """The same of the array that is written, which may be growing."""
-        return self.store.codec(dataset, self.group.array, becoming=True)
+        """The same of the array that is written, which may be growing; as it was when first asked for."""
+        if dataset not in self._output_codecs:
+            self._output_codecs[dataset] = self.store.codec(dataset, self.group.array, becoming=True)
+        return self._output_codecs[dataset]
+
+    @cached_property
+    def _output_codecs(self) -> dict[str, ArrayCodec]:
+        return {}
 
     @cached_property
     def _codecs(self) -> dict[str, ArrayCodec]:

@@ -200,3 +200,17 @@ def test_merge_is_nearly_symmetric(values: list[float], cut: int) -> None:
     assert one.count == other.count
     assert float(one.mean) == pytest.approx(float(other.mean), rel=1e-12, abs=1e-9)
     assert float(one.m2) == pytest.approx(float(other.m2), rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 5])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_infinities_of_both_signs_are_not_missing(dtype: str, lines: int) -> None:
+    """Their sum is NaN, too."""
+    block = np.zeros(512 * 16 * lines + 7, dtype)
+    block[[100, -1, 7]] = math.inf, -math.inf, math.nan
+    with np.errstate(invalid="ignore"):
+        found = Moments.of(block, ())
+    assert (found.count, found.minimum, found.maximum) == (block.size - 1, -math.inf, math.inf)
+    block[100] = block[-1] = 1
+    found = Moments.of(block, ())
+    assert (found.count, found.mean, found.maximum) == (block.size - 1, pytest.approx(2 / (block.size - 1)), 1)
