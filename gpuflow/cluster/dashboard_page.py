@@ -136,7 +136,7 @@ class Page(DashboardComponent):
         for name, colour, label in (("local", _RUNNING, "read where they lie"), ("shipped", PALETTE[1], "shipped between nodes")):
             plot.step("second", name, color=colour, line_width=2, mode="after", legend_label=label, source=self.bytes)
         plot.y_range.start = 0
-        plot.yaxis.formatter = NumeralTickFormatter(format="0 ib")
+        plot.yaxis.formatter = NumeralTickFormatter(format="0.[0] ib")
         plot.yaxis.ticker = AdaptiveTicker(base=1024, mantissas=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512], num_minor_ticks=0)
         plot.xaxis.axis_label = "seconds ago"
         plot.xaxis.formatter = NumeralTickFormatter(format="0")
