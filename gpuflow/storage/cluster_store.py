@@ -38,9 +38,7 @@ WRITTEN = "written"
 _SNAPSHOTS = "has snapshots, which are of its arrays as they are; delete them first"
 _GROWING = "is growing: an append to it, or the run that makes it, was not finished; run that again first"
 _INLINE_NBYTES = 256 * 2**10  # read at once on the event loop: a thread costs more than they do
-_ALONE_NBYTES = (
-    16 * 2**20
-)  # the same of one from the page cache, 3 ms at most, while nothing else is read that would have to wait
+_ALONE_NBYTES = 16 * 2**20  # so is one from the page cache, in 3 ms at most, when nothing else would have to wait for it
 _OBJECT_NBYTES = 2**20  # of what is kept in the record, which every node has
 _PUBLISH_TRIES = 50  # writers of one dataset's metadata at the same moment
 

@@ -108,7 +108,7 @@ class ArrayMetadata:
 
 
 FLAT_KEYS: dict[str, Any] = {"name": "default", "configuration": {"separator": "."}}
-"""Chunks lie side by side in their array's folder: with a folder for each, making and fsyncing folders is much of what a commit costs."""
+"""Chunks lie side by side in their array's folder: one of its own would have to be made, and fsynced, with each."""
 
 _BYTES: dict[str, Any] = {"name": "bytes", "configuration": {"endian": "little"}}
 

@@ -25,6 +25,7 @@ from gpuflow.objectstore.sources import open_source
 from gpuflow.pipelines import stored
 from gpuflow.pipelines.load import any_from_dict as from_any
 from gpuflow.pipelines.load import from_dict
+from gpuflow.storage import metadata
 from tests.helpers import read_back
 from tests.objectstore.test_append import Killed, table, write
 from tests.objectstore.test_repair import file_of, flip, roots_of
@@ -92,6 +93,22 @@ def test_an_output_that_has_grown_stays_cut_as_it_was_begun(
     record = catalog.find(three_nodes, f"{source}-out")
     assert (record.arrays["t2m"]["codecs"], set(record.grown)) == (form, {"t2m", "time"})
     assert catalog.find(three_nodes, source).grown == ()
+
+
+def test_an_output_with_folders_for_its_chunks_keeps_them(
+    three_nodes: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was made before chunks lay side by side."""
+    source, step = next(_names), {"map": "x + 1"}
+    output = {"dataset": f"{source}-out"}
+    rows(three_nodes, tmp_path, source, 0, 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(metadata, "FLAT_KEYS", {"name": "default", "configuration": {"separator": "/"}})
+        run(three_nodes, source, output, step)
+    assert run(three_nodes, source, output, step)["done"] == 0
+    rows(three_nodes, tmp_path, source, 10, 18)
+    assert run(three_nodes, source, output, step)["done"] == 3 + 1
+    assert catalog.find(three_nodes, f"{source}-out").array("t2m").key(1).startswith("c/")
 
 
 def test_statistics_of_what_is_there_are_not_taken_again(three_nodes: Connection, tmp_path: Path) -> None:
