@@ -21,7 +21,7 @@ from zarr.core.buffer.core import default_buffer_prototype
 
 from gpuflow.errors import ClusterError, ConfigError, NameTaken, NotFound, Problem
 from gpuflow.storage.keys import METADATA, Chunk, parse
-from gpuflow.storage.locator import Found, Locator, Placer
+from gpuflow.storage.locator import Locator, Placer
 from gpuflow.storage.metadata import ArrayMetadata
 from gpuflow.storage.node import EMPTY
 from gpuflow.storage.record import DatasetRecord, join
@@ -140,23 +140,23 @@ class ClusterStore(Store):
         """See `get_sync`."""
         self._reading += 1
         try:
-            nbytes = self._nbytes_here(key)
+            what = None if self._view is None else parse(self._view.record, key)
+            nbytes = self._nbytes_here(what)
             if nbytes <= _INLINE_NBYTES:
                 return self.get_sync(key, prototype=prototype, byte_range=byte_range)
-            if nbytes <= _ALONE_NBYTES and byte_range is None and await self._alone():
-                found = self._cached_here(key)
+            if isinstance(what, Chunk) and nbytes <= _ALONE_NBYTES and byte_range is None and await self._alone():
+                found = self.view.read_here(what.array, what.linear, cached=True)
                 if found is not None:
                     return (prototype or default_buffer_prototype()).buffer.from_bytes(found.data)
             return await asyncio.to_thread(self.get_sync, key, prototype=prototype, byte_range=byte_range)
         finally:
             self._reading -= 1
 
-    def _nbytes_here(self, key: str) -> float:
+    def _nbytes_here(self, what: Chunk | None) -> float:
         """Of what is read without the network, 0 for what is in memory; inf when it may take the network."""
         if self._view is None:
             return inf
-        what = parse(self._view.record, key)
-        if not isinstance(what, Chunk):
+        if what is None:
             return 0
         here = self._view.known_here(what.array, what.linear)
         return inf if here is None else here[1].nbytes
@@ -165,10 +165,6 @@ class ClusterStore(Store):
         """Whether nothing else is being read, also of what was asked for together with this."""
         await asyncio.sleep(0)
         return self._reading == 1
-
-    def _cached_here(self, key: str) -> Found | None:
-        what = parse(self._record, key)
-        return self.view.read_here(what.array, what.linear, cached=True) if isinstance(what, Chunk) else None
 
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
