@@ -218,16 +218,11 @@ def _to_gather(part: ChunkPlan, shipping: _Shipping) -> dict[str, Load]:
     for path, needed in gathers.needed.items():
         for node, share in _shares(part.tables[path], np.flatnonzero(needed)).items():
             loads[node] = loads.get(node, Load()) + _reading(array.sources[path], share)
-    names = sorted(set(gathers.homes))
-    numbers = {name: number for number, name in enumerate(names)}
-    homes = np.array([numbers[home] for home in gathers.homes], np.int64)
-    counts = np.bincount(homes, minlength=len(names))
-    pulled = np.bincount(homes, gathers.nbytes, len(names))
-    away = pulled - np.bincount(homes, gathers.local_nbytes, len(names))
-    shipped = away * (shipping.nbytes(part) / max(1, part.ship_nbytes))
-    for node, count, nbytes, ship in zip(names, counts.tolist(), pulled.tolist(), shipped.tolist(), strict=True):
+    shipped = shipping.nbytes(part) / max(1, part.ship_nbytes)
+    for node, places in gathers.by_home().items():
+        count, nbytes, local = len(places), *(int(gathers.rows[name][places].sum()) for name in ("nbytes", "local_nbytes"))
         through = (nbytes + count * array.target.chunk_nbytes) / 2 * len(array.flow.applied)
-        load = Load(chunks=count, files=count, shipped_nbytes=ship, copied_nbytes=nbytes + through)
+        load = Load(chunks=count, files=count, shipped_nbytes=(nbytes - local) * shipped, copied_nbytes=nbytes + through)
         loads[node] = loads.get(node, Load()) + load
     return loads
 

@@ -118,8 +118,9 @@ class Run:
         assert gathers is not None, array
         whole = sum(threads.values())
         batches = []
-        for home, chunks, busy in by_holders(part.pending, gathers.homes, threads, whole):
-            mine = gathers.at(part.pending, chunks)
+        homes = [gathers.nodes[number] for number in gathers.rows["home"].tolist()]
+        for home, chunks, busy in by_holders(part.pending, homes, threads, whole):
+            mine = gathers.at(part.pending, chunks).rows
             group = ChunkGroup(
                 run=self.run_id,
                 dataset=dataset,
@@ -127,10 +128,10 @@ class Run:
                 chunks=tuple(chunks),
                 generations=(0,) * len(chunks),
                 newest=tuple(part.newest[chunk] for chunk in chunks),
-                nbytes=sum(mine.local_nbytes),
-                work=sum(mine.nbytes),
+                nbytes=int(mine["local_nbytes"].sum()),
+                work=int(mine["nbytes"].sum()),
                 homes=(home,),
-                inputs=tuple(mine.inputs),
+                inputs=tuple(mine["inputs"].tolist()),
                 device=self.device.worker,
                 keeps_nbytes=self.caching.keeps_nbytes,
                 takes=self.caching.takes,

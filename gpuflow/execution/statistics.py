@@ -149,8 +149,7 @@ def reduce_flow(
     job: Job = GatherStatisticsJob((run.source,), flow, grid, request, True, backend, run.device.steps, run.patience_seconds)
     partials = None
     if part.gathers is not None and len(part.pending) == grid.size:
-        tokens = np.frombuffer(b"".join(part.gathers.inputs), "V16")
-        partials = Partials.found(run.source.statistics, flow, grid, request, tokens, None)
+        partials = Partials.found(run.source.statistics, flow, grid, request, part.gathers.rows["inputs"], None)
         part = part.only(_left(run, flow.name, grid, partials))
     together = sharing(array, gather_nbytes(rooms(run.connection, None, run.how.memory)))
     return _reduced(run, run.gathered(job, run.source.name, flow.paths[0], part, together), grid.size, partials, keys)

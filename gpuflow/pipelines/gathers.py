@@ -6,7 +6,7 @@ arithmetic on a few columns. `one_by_one` says the same of any flow, and is what
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -31,25 +31,29 @@ _DIGESTS = 2**20
 """Of chunks of the source, in memory at once: 16 MiB."""
 
 
+GATHER_DTYPE = np.dtype([("home", "<i8"), ("nbytes", "<i8"), ("local_nbytes", "<i8"), ("inputs", "V16")])
+"""Of a chunk: the number of the node on which it is best made, decoded bytes that it is computed from and those of them that lie there, and
+the digest of its inputs."""
+
+
 @dataclass(frozen=True)
 class Gathers:
-    """Of each pending chunk, in their order: the node on which it is best made, decoded bytes that it is computed from and those of them
-    that lie there, and the digest of its inputs. needed: which chunks of the source's arrays are read for them; asked: which were looked
-    for, for whatever chunk."""
+    """rows: GATHER_DTYPE, of each pending chunk, in their order; nodes: what `home` numbers. needed: which chunks of the source's arrays are
+    read for them; asked: which were looked for, for whatever chunk."""
 
-    homes: list[str] = field(default_factory=list)
-    nbytes: list[int] = field(default_factory=list)
-    local_nbytes: list[int] = field(default_factory=list)
-    inputs: list[bytes] = field(default_factory=list)
-    needed: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
-    asked: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
+    nodes: Sequence[str]
+    rows: NDArray[Any]
+    needed: Mapping[str, NDArray[np.bool_]]
+    asked: Mapping[str, NDArray[np.bool_]]
 
     def at(self, pending: Sequence[int], chunks: Sequence[int]) -> Gathers:
         """Of `chunks` out of the `pending` ones, which ascend."""
-        rows = np.searchsorted(np.array(pending, np.int64), np.array(chunks, np.int64)).tolist()
-        homes, inputs = [self.homes[row] for row in rows], [self.inputs[row] for row in rows]
-        nbytes, local_nbytes = [self.nbytes[row] for row in rows], [self.local_nbytes[row] for row in rows]
-        return Gathers(homes, nbytes, local_nbytes, inputs, self.needed, self.asked)
+        return replace(self, rows=self.rows[np.searchsorted(np.array(pending, np.int64), np.array(chunks, np.int64))])
+
+    def by_home(self) -> dict[str, NDArray[Any]]:
+        """Places among the pending chunks, ascending, of those that are best made on each node; without nodes that have none."""
+        places = {node: np.flatnonzero(self.rows["home"] == number) for number, node in enumerate(self.nodes)}
+        return {node: mine for node, mine in places.items() if len(mine)}
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,8 @@ def plan_gathers(
         return one_by_one(wanted, made_by, tables, target)
 
 
-def _started(tables: Mapping[str, ChunkTable], *, asked: bool) -> Gathers:
-    def marks(value: bool) -> dict[str, NDArray[np.bool_]]:
-        return {path: np.full(len(table.rows), value) for path, table in tables.items()}
-
-    return Gathers(needed=marks(False), asked=marks(asked))
+def _marked(tables: Mapping[str, ChunkTable], value: bool) -> dict[str, NDArray[np.bool_]]:
+    return {path: np.full(len(table.rows), value) for path, table in tables.items()}
 
 
 def one_by_one(
@@ -99,34 +100,33 @@ def one_by_one(
     """Of any flow: some 130 us a chunk."""
     grid = wanted.grid
     chunks: Sequence[int] = range(grid.size) if only is None else only
-    gathers, homes = _started(tables, asked=only is None), Homes(tables, len(chunks))
+    needed, asked, homes = _marked(tables, False), _marked(tables, only is None), Homes(tables, len(chunks))
     pending, unmade = list[int](), list[int]()
+    rows: list[tuple[int, int, int, bytes]] = []
     for chunk in chunks:
         pulls = pulls_of(wanted.flow, wanted.specs, wanted.sources, grid.region(chunk))
         if not all(tables[one.path].present[one.chunks].all() for one in pulls):
             unmade.append(chunk)
             for one in pulls:
-                gathers.asked[one.path][one.chunks] = True
+                asked[one.path][one.chunks] = True
             continue
         inputs = inputs_digest(pulls, [tables[one.path].rows["digest"][one.chunks] for one in pulls])
         if target.present[chunk] and target.rows["recipe"][chunk].tobytes() == recipe(made_by, inputs):
             continue
         pending.append(chunk)
         home, local = homes.choose(pulls)
-        gathers.homes.append(home)
-        gathers.local_nbytes.append(local)
-        gathers.nbytes.append(sum(int(one.nbytes.sum()) for one in pulls))
-        gathers.inputs.append(inputs)
+        rows.append((home, sum(int(one.nbytes.sum()) for one in pulls), local, inputs))
         for one in pulls:
-            gathers.needed[one.path][one.chunks] = True
-    return tuple(pending), tuple(unmade), gathers
+            needed[one.path][one.chunks] = True
+    return tuple(pending), tuple(unmade), Gathers(homes.nodes, np.array(rows, GATHER_DTYPE), needed, asked)
 
 
 def at_once(wanted: Wanted, made_by: str, tables: Mapping[str, ChunkTable], target: ChunkTable) -> Found:
     """Of a flow that pulls axis by axis, some 2 us a chunk. Inseparable when it does not."""
     grid, homes = wanted.grid, Homes(tables, wanted.grid.size)
-    pulls, gathers = _Pulls(wanted), _started(tables, asked=True)
-    pending, unmade, first = list[int](), list[int](), 0
+    pulls, needed, first = _Pulls(wanted), _marked(tables, False), 0
+    pending, unmade = list[int](), list[int]()
+    found = [np.empty(0, GATHER_DTYPE)]
     for block in _blocks(grid.counts, max(1, _CELLS // (len(homes.nodes) + 1))):
         held, nbytes, inputs = _block(wanted, pulls, homes, tables, block)
         rows = slice(first, first + len(held))
@@ -136,15 +136,16 @@ def at_once(wanted: Wanted, made_by: str, tables: Mapping[str, ChunkTable], targ
         done[made] = target.rows["recipe"][rows][made] == recipes(made_by, inputs[made])
         todo = ~(done | lacks)
         where = np.flatnonzero(todo)
-        _note_needed(pulls, gathers.needed, block, todo)
-        chosen = homes.choose_all(held[where, :-1])
-        gathers.homes.extend([homes.nodes[number] for number in chosen])
-        gathers.local_nbytes.extend(held[where, chosen].astype(np.int64).tolist())
-        gathers.nbytes.extend(nbytes[where].tolist())
-        gathers.inputs.extend(inputs[where].tolist())
+        _note_needed(pulls, needed, block, todo)
+        columns = np.empty(len(where), GATHER_DTYPE)
+        columns["home"] = homes.choose_all(held[where, :-1])
+        columns["nbytes"], columns["local_nbytes"] = nbytes[where], held[where, columns["home"]]
+        columns["inputs"] = inputs[where]
+        found.append(columns)
         pending.extend((where + first).tolist())
         unmade.extend((np.flatnonzero(lacks) + first).tolist())
         first = rows.stop
+    gathers = Gathers(homes.nodes, np.concatenate(found), needed, _marked(tables, True))
     return tuple(pending), tuple(unmade), gathers
 
 

@@ -5,7 +5,6 @@ read."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -359,13 +358,13 @@ class ChunkPlan:
     def ship_nbytes(self) -> int:
         """Decoded bytes that lie on other nodes than they are needed on: an upper bound of what will be shipped, as what neighbours share
         is shipped once, and whole chunks go as they are stored. 0 where each chunk is made where it lies."""
-        return 0 if self.gathers is None else sum(self.gathers.nbytes) - sum(self.gathers.local_nbytes)
+        return 0 if self.gathers is None else int((self.gathers.rows["nbytes"] - self.gathers.rows["local_nbytes"]).sum())
 
     def by_node(self) -> dict[str, int]:
         """Pending chunks by the nodes that can make them from what is there, or that hold most of it."""
         if self.gathers is None:
             return self.table.chunks_by_node(self.pending)
-        return dict(sorted(Counter(self.gathers.homes).items()))
+        return {node: len(places) for node, places in self.gathers.by_home().items()}
 
 
 def plan_chunks(

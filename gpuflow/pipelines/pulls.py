@@ -141,15 +141,15 @@ class Homes:
         self._given = [0] * len(self.nodes)
         self._share, self._last = -(-chunks // max(len(self.nodes), 1)), -1
 
-    def choose(self, pulls: Sequence[Pull]) -> tuple[str, int]:
-        """The node for the chunk that is computed from `pulls`, and the decoded bytes of it that lie there."""
+    def choose(self, pulls: Sequence[Pull]) -> tuple[int, int]:
+        """Number of the node for the chunk that is computed from `pulls`, and the decoded bytes of it that lie there."""
         held = np.zeros(len(self.nodes))
         for one in pulls:
             members = self.members[one.path]
             weights = np.bincount(self._tables[one.path].holders[one.chunks], one.nbytes, len(members))
             held += weights @ members
         (best,) = self.choose_all(held[None])
-        return self.nodes[best], int(held[best])
+        return best, int(held[best])
 
     def choose_all(self, held: NDArray[np.float64]) -> list[int]:
         """Numbers of the nodes for chunks, in their order. held: (chunks, nodes), decoded bytes of each chunk's inputs that lie there."""

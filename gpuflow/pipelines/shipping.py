@@ -30,7 +30,7 @@ def ship_nbytes(part: ChunkPlan, together: Sharing, slots: Mapping[str, int]) ->
     gathers, away = part.gathers, part.ship_nbytes
     if gathers is None or not away:
         return away
-    each = np.subtract(gathers.nbytes, gathers.local_nbytes)
+    each = gathers.rows["nbytes"] - gathers.rows["local_nbytes"]
     tasks = [task for task in _tasks(part, gathers, together, slots) if each[task[1]].any()]
     order = np.random.default_rng(len(tasks)).permutation(len(tasks)).tolist()
     shared = alone = parts = 0
@@ -49,10 +49,7 @@ def _tasks(part: ChunkPlan, gathers: Gathers, together: Sharing, slots: Mapping[
     pulls = pulls_of(array.flow, array.specs, array.sources, array.target.grid.region(part.pending[0]))
     most = min(_MOST_CHUNKS, max(1, _PARTS // max(1, sum(len(one.chunks) for one in pulls))))
     tasks: list[Task] = []
-    numbers = {home: number for number, home in enumerate(sorted(set(gathers.homes)))}
-    homes = np.array([numbers[home] for home in gathers.homes], np.int64)
-    for home, number in numbers.items():
-        places = np.flatnonzero(homes == number)
+    for home, places in gathers.by_home().items():
         size = min(most, together.size(len(places), max(1, slots.get(home, 1))))
         tasks += [(home, places[start : start + size]) for start in range(0, len(places), size)]
     return tasks

@@ -26,7 +26,7 @@ from gpuflow.storage.record import DatasetRecord
 FORMAT = 3
 _BUSY_SECONDS = 60.0  # a writer holds the lock for one transaction: milliseconds, or the fsync of a slow disk
 _RETRY_SECONDS = 0.005
-_ROWS_AT_ONCE = 2048
+_ROWS_AT_ONCE = 256
 _DAMAGED = "the file is damaged; `gpuflow doctor --rebuild` makes it anew from the chunks"
 
 UNKNOWN = bytes(16)
