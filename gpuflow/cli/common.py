@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
 
 from gpuflow.errors import ConfigError, NotFound, Problem
 from gpuflow.settings import scheduler_address, store_root
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from gpuflow.cluster.connection import Connection
     from gpuflow.datasets.catalog import Nodes
     from gpuflow.execution.receipt import Receipt
@@ -107,6 +108,8 @@ def show(view: RenderableType, data: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(data, indent=2))
     else:
+        from rich.console import Console  # takes a while to import
+
         Console(soft_wrap=True).print(view)
 
 

@@ -38,8 +38,8 @@ the digest of its inputs."""
 
 @dataclass(frozen=True)
 class Gathers:
-    """rows: GATHER_DTYPE, of each pending chunk, in their order; nodes: what `home` numbers. needed: which chunks of the source's arrays are
-    read for them; asked: which were looked for, for whatever chunk."""
+    """rows: GATHER_DTYPE, of each pending chunk, in their order; nodes: what `home` numbers. needed: which chunks of the source's arrays
+    are read for them; asked: which were looked for, for whatever chunk."""
 
     nodes: Sequence[str]
     rows: NDArray[Any]
