@@ -61,6 +61,12 @@ class Peers:
         start = crc32(own.encode()) % max(len(others), 1)
         return sorted(others[start:] + others[:start], key=lambda address: self._shunned.get(address, 0.0) > now)
 
+    def side_by_side(self, chunks: Sequence[int], holders: Holders) -> list[int]:
+        """The order in which what one peer is asked for first stands together: one question then, else one for each of neighbours that
+        lie on different nodes."""
+        first = {chunk: self.in_order(holders[chunk])[:1] for chunk in chunks}
+        return sorted(chunks, key=lambda chunk: (first[chunk], chunk))
+
     def shun(self, address: str) -> None:
         """It failed."""
         self._shunned[address] = time.monotonic() + _SHUNNED_SECONDS
@@ -178,15 +184,21 @@ class Transfer:
         self._located = False
         self.nbytes, self.seconds, self.source = 0, 0.0, ""
 
+    def begin(self) -> None:
+        """Ask for the next part, unless one is under way."""
+        if self._under_way is None and self._left:
+            self._asked = [self._left.popleft() for _ in range(min(len(self._left), PART_CHUNKS))]
+            self._under_way = self._peers.run(self._fetch(self._asked))
+
     def take(self, chunk: int, name: str) -> tuple[Replica, memoryview[int]]:
         """A verified chunk; they come in the order of the transfer. When no peer has it whole: ChunkCorrupt if one has it damaged,
         else ChunkLost."""
         while chunk not in self._ready:
             if self._under_way is None and chunk not in self._left:
                 self._left.appendleft(chunk)
-            self._ask()
+            self.begin()
             self._receive()
-            self._ask()
+            self.begin()
         return self._verified(chunk, name)
 
     def close(self) -> None:
@@ -194,12 +206,6 @@ class Transfer:
         if self._under_way is not None:
             self._under_way.cancel()
             self._under_way = None
-
-    def _ask(self) -> None:
-        """For the next part, unless one is under way."""
-        if self._under_way is None and self._left:
-            self._asked = [self._left.popleft() for _ in range(min(len(self._left), PART_CHUNKS))]
-            self._under_way = self._peers.run(self._fetch(self._asked))
 
     def _receive(self) -> None:
         """Wait for the part that is under way; what it left out is asked for next."""

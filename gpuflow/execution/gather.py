@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
@@ -45,6 +46,14 @@ class _Part:
     def boxes(self) -> list[Box]:
         """Those that are not within others."""
         return outermost(box for box, _ in self.wanted)
+
+
+class _UnderWay(NamedTuple):
+    """Chunks that peers were asked for, in the order in which they come. boxes: the parts of each; None for whole chunks."""
+
+    numbers: Sequence[int]
+    boxes: Mapping[int, Sequence[Box]] | None
+    transfer: Transfer
 
 
 class Gathering:
@@ -109,29 +118,29 @@ class Gathering:
         holders = runtime.locate(self._source.name, path, numbers)
         own = runtime.worker.address
         here = [number for number in numbers if own in holders[number]]
+        away = [number for number in numbers if own not in holders[number]]
+        under_way = self._asked(path, away, parts, holders)
         replicas = self._lane.store.manifest.replicas_of(self._source.name, path, here)
-        damaged = {number for number in here if not self._read_here(path, number, parts[number], replicas.get(number))}
-        elsewhere = {number for number in damaged if set(holders[number]) - {own}}
+        damaged = [number for number in here if not self._read_here(path, number, parts[number], replicas.get(number))]
+        self._put(path, under_way, parts)
         if damaged:
-            runtime.report_lack(self._source.name, path, sorted(damaged))
-        self._read_elsewhere(path, [n for n in numbers if own not in holders[n] or n in elsewhere], parts, holders)
+            runtime.report_lack(self._source.name, path, damaged)
+            elsewhere = [number for number in damaged if set(holders[number]) - {own}]
+            self._put(path, self._asked(path, elsewhere, parts, holders), parts)
+            away += elsewhere
+        self._wait_for(path, away, parts)
 
-    def _read_elsewhere(self, path: str, away: Sequence[int], parts: Mapping[int, _Part], holders: Holders) -> None:
-        """Chunks that lie on other nodes. For one that no live node has, a node is waited for, which may be starting again; once a run."""
-        runtime, grid, run = self._lane.runtime, self._source.array(path).grid, self._lane.group.run
+    def _wait_for(self, path: str, away: Sequence[int], parts: Mapping[int, _Part]) -> None:
+        """Those of `away` that no live node had: one may be starting again, and is waited for; once a run."""
+        runtime, run = self._lane.runtime, self._lane.group.run
         deadline = time.monotonic() + (0 if run in runtime.given_up else self._patience_seconds)
-        while away:
-            whole = {number for number in away if _is_whole(parts[number], grid.extent(number))}
-            cut = [number for number in away if number not in whole]
-            self._read_away(path, sorted(whole), parts, holders, None)
-            self._read_away(path, cut, parts, holders, {number: parts[number].boxes for number in cut})
-            away = [number for number in away if isinstance(self._failed.get((path, number)), ChunkLost)]
-            if away and time.monotonic() > deadline:
+        while lost := [number for number in away if isinstance(self._failed.get((path, number)), ChunkLost)]:
+            if time.monotonic() > deadline:
                 runtime.given_up.add(run)
                 return
-            if away:
-                time.sleep(_LOOK_SECONDS)
-                holders = runtime.locate(self._source.name, path, away)
+            time.sleep(_LOOK_SECONDS)
+            holders = runtime.locate(self._source.name, path, lost)
+            self._put(path, self._asked(path, lost, parts, holders), parts)
 
     def _read_here(self, path: str, number: int, part: _Part, replica: Replica | None) -> bool:
         """Whether it is here, and sound."""
@@ -162,17 +171,20 @@ class Gathering:
         lane.tally.local_chunks += 1
         return replica, block
 
-    def _read_away(
-        self,
-        path: str,
-        numbers: Sequence[int],
-        parts: Mapping[int, _Part],
-        holders: Holders,
-        boxes: Mapping[int, Sequence[Box]] | None,
-    ) -> None:
-        """Chunks that lie on other nodes: as they are stored, or only `boxes` of them."""
-        if not numbers:
-            return
+    def _asked(self, path: str, away: Sequence[int], parts: Mapping[int, _Part], holders: Holders) -> list[_UnderWay]:
+        """Chunks that lie on other nodes, asked for: as they are stored where all of one is wanted, else the parts that are."""
+        grid, away = self._source.array(path).grid, self._lane.runtime.peers.side_by_side(away, holders)
+        whole = {number for number in away if _is_whole(parts[number], grid.extent(number))}
+        cut = {number: parts[number].boxes for number in away if number not in whole}
+        return [
+            _UnderWay(numbers, boxes, self._transfer(path, numbers, holders, boxes))
+            for numbers, boxes in (([number for number in away if number in whole], None), (list(cut), cut))
+            if numbers
+        ]
+
+    def _transfer(
+        self, path: str, numbers: Sequence[int], holders: Holders, boxes: Mapping[int, Sequence[Box]] | None
+    ) -> Transfer:
         lane, source = self._lane, self._source
         nothing = (0,) * len(numbers)
         nbytes = source.array(path).chunk_nbytes * len(numbers)
@@ -182,25 +194,32 @@ class Gathering:
             return lane.runtime.locate(source.name, path, wanted)
 
         transfer = Transfer(lane.runtime.peers, group, numbers, {n: holders[n] for n in numbers}, locate, boxes)
-        for number in numbers:
-            try:
-                with lane.tally.timed("transfer"):
-                    replica, data = transfer.take(number, source.chunk_name(path, number))
-                with lane.tally.timed("decode"):
-                    self._put(path, parts[number], replica, data, None if boxes is None else boxes[number])
-            except GpuflowError as error:
-                self._failed[path, number] = error
-                continue
-            lane.tally.shipped += len(data)
-            lane.tally.shipped_why[GATHERED] += len(data)
-            lane.tally.read += len(data)
-            lane.tally.remote_chunks += 1
-            self._failed.pop((path, number), None)  # what was damaged here
-            self._digests[path][number] = np.void(replica.digest)
-        transfer.close()
-        lane.runtime.announce([], (len(numbers), transfer.nbytes, transfer.seconds))
+        transfer.begin()
+        return transfer
 
-    def _put(self, path: str, part: _Part, replica: Replica, data: memoryview[int], boxes: Sequence[Box] | None) -> None:
+    def _put(self, path: str, under_way: Sequence[_UnderWay], parts: Mapping[int, _Part]) -> None:
+        """What was asked for to where it is wanted."""
+        lane, source = self._lane, self._source
+        for numbers, boxes, transfer in under_way:
+            for number in numbers:
+                try:
+                    with lane.tally.timed("transfer"):
+                        replica, data = transfer.take(number, source.chunk_name(path, number))
+                    with lane.tally.timed("decode"):
+                        self._put_one(path, parts[number], replica, data, None if boxes is None else boxes[number])
+                except GpuflowError as error:
+                    self._failed[path, number] = error
+                    continue
+                lane.tally.shipped += len(data)
+                lane.tally.shipped_why[GATHERED] += len(data)
+                lane.tally.read += len(data)
+                lane.tally.remote_chunks += 1
+                self._failed.pop((path, number), None)  # what was damaged here
+                self._digests[path][number] = np.void(replica.digest)
+            transfer.close()
+            lane.runtime.announce([], (len(numbers), transfer.nbytes, transfer.seconds))
+
+    def _put_one(self, path: str, part: _Part, replica: Replica, data: memoryview[int], boxes: Sequence[Box] | None) -> None:
         """What came of a chunk to where it is wanted."""
         if boxes is None:
             codec = self._lane.store.codec(self._source.name, path)

@@ -152,6 +152,31 @@ def test_each_chunk_comes_from_one_of_its_holders(tmp_path: Path) -> None:
     scenario(tmp_path, test, n1=(0, 1), n2=(2, 3, 4, 5))
 
 
+def test_what_one_peer_has_is_one_question(tmp_path: Path) -> None:
+    async def test(workers: Workers) -> None:
+        questions = []
+
+        def counted(name: str) -> Any:
+            serve = workers.by_name[name].gpuflow.serving.get_chunks
+
+            async def get_chunks(comm: Any, chunks: Sequence[int], **others: Any) -> Any:
+                questions.append((name, list(chunks)))
+                return await serve(comm, chunks=chunks, **others)
+
+            return get_chunks
+
+        for name in ("n1", "n2"):
+            workers.by_name[name].handlers["gf_get_chunks"] = counted(name)
+        holders = {chunk: [workers.address("n1" if chunk % 2 else "n2")] for chunk in ALL}
+        way = workers.by_name["n0"].gpuflow.peers
+        group = ChunkGroup("r", "d", ARRAY, ALL, (1,) * CHUNKS, (0,) * CHUNKS, 16 * CHUNKS, 1)
+        order = way.side_by_side(ALL, holders)
+        assert await take(Transfer(way, group, order, holders, lambda chunks: {}), *order) == contents(order)
+        assert sorted(questions) == [("n1", list(ALL[1::2])), ("n2", list(ALL[::2]))]
+
+    scenario(tmp_path, test, n1=ALL[1::2], n2=ALL[::2])
+
+
 def test_workers_begin_with_different_holders_and_end_with_those_that_failed() -> None:
     class Fake:
         def __init__(self, address: str) -> None:
@@ -326,7 +351,7 @@ def test_a_transfer_that_is_closed_leaves_no_question_open(tmp_path: Path) -> No
 
         workers.answers("n1", slow)
         transfer = workers.transfer("n1")
-        transfer._ask()
+        transfer.begin()
         await begun.wait()
         transfer.close()
         await asyncio.wait_for(ended.wait(), 5)
