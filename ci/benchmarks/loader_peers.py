@@ -22,6 +22,7 @@ Epoch = Callable[[], Iterable[Any]]
 """An iterable over the batches of an epoch, anew each time; a batch has a length, or is a dict of what has one."""
 
 WORKERS = 2
+_STANDS_IN = "__stands_in__"
 
 
 class _ZarrDataset(Dataset[Any]):
@@ -88,6 +89,8 @@ def streaming_loader(folder: Path, values: np.ndarray[Any, Any], batch_size: int
     _stand_in("transformers.models.auto.tokenization_auto", "AutoTokenizer")
     from streaming import MDSWriter, StreamingDataLoader, StreamingDataset
 
+    for name in [name for name, module in sys.modules.items() if module.__dict__.get(_STANDS_IN)]:
+        del sys.modules[name]  # HF datasets would take them for the real ones
     shape = ",".join(map(str, values.shape[1:]))
     if not folder.exists():
         with MDSWriter(out=str(folder), columns={"x": f"ndarray:{values.dtype}:{shape}"}, size_limit=2**26) as writer:
@@ -198,7 +201,9 @@ def _stand_in(name: str, *classes: str) -> None:
     for depth in range(1, len(parts) + 1):
         path = ".".join(parts[:depth])
         module = sys.modules.get(path) or types.ModuleType(path)
-        module.__spec__ = importlib.machinery.ModuleSpec(path, None)
+        if path not in sys.modules:
+            module.__dict__[_STANDS_IN] = True
+        module.__spec__ = module.__spec__ or importlib.machinery.ModuleSpec(path, None)
         sys.modules[path] = module
     for each in classes:
         setattr(sys.modules[name], each, type(each, (), {}))

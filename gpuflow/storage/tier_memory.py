@@ -36,7 +36,7 @@ class HostMemory:
     """Pages of the process's own, which the system has back when a piece is freed: `malloc` would keep many of them."""
 
     def allocate(self, nbytes: int) -> NDArray[np.uint8]:
-        return np.frombuffer(mmap.mmap(-1, nbytes), np.uint8)
+        return np.frombuffer(mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
     def fill(self, piece: NDArray[np.uint8], block: Block) -> None:
         piece[: block.nbytes].view(block.dtype).reshape(block.shape)[...] = block

@@ -40,8 +40,9 @@ class Memory:
 
 
 def new_block(nbytes: int) -> mmap.mmap:
-    """Page-aligned memory, in huge pages where that is worth it."""
-    block = mmap.mmap(-1, nbytes)
+    """Page-aligned memory, in huge pages where that is worth it. Private: shared memory has huge pages only where an administrator
+    allowed them, and a fault of its small ones costs more."""
+    block = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if nbytes >= _HUGE_NBYTES and hasattr(mmap, "MADV_HUGEPAGE"):
         block.madvise(mmap.MADV_HUGEPAGE)
     return block

@@ -74,36 +74,46 @@ class StoredObject:
         wanted = self.frames[np.array(numbers, np.int64)]
         stored = [(start, size, number) for (start, size), number in zip(wanted.tolist(), numbers, strict=True)]
         yield from ((number, None) for start, _, number in stored if start == ABSENT)
+        held: Bytes | None = None  # the object, when it was verified here: nothing of it is read again
         for run in _runs(sorted(frame for frame in stored if frame[0] != ABSENT)):
             begin = run[0][0]
-            data = self._read_at(begin, run[-1][0] + run[-1][1], buffer)
+            data = self._read_at(begin, run[-1][0] + run[-1][1], buffer) if held is None else held[begin:]
             for start, size, number in run:
                 frame = data[start - begin : start - begin + size]
-                self._check(number, frame, whole)
+                if held is None and not self._is_checked(number, frame):
+                    held = self._verified_whole(whole)
+                    if held is None:  # another thread has verified it
+                        self._is_checked(number, frame)
+                    else:
+                        data = held[begin:]
+                        frame = data[start - begin : start - begin + size]
                 yield number, frame
 
-    def _check(self, number: int, frame: Bytes, whole: Buffer) -> None:
+    def _is_checked(self, number: int, frame: Bytes) -> bool:
+        """Whether what was read is right, or decoding it will tell; not before the whole was verified, where it has no checksum."""
         if self._verified or (self._sums is None and self._chain.is_checked(frame)):
-            return
+            return True
         if self.is_far:
             raise WholeWanted(unchecked=True)
-        with self._lock:
-            if self._sums is None:
-                self._sums = self._verify_whole(whole)
-        if xxhash.xxh3_64_intdigest(frame.data) != int(self._sums[number]):
+        if self._sums is not None and xxhash.xxh3_64_intdigest(frame.data) != int(self._sums[number]):
             raise self.corrupt(f"inner chunk {number} is not what it was when the whole was verified")
+        return self._sums is not None
 
-    def _verify_whole(self, buffer: Buffer) -> NDArray[np.uint64]:
-        """The digest of each inner chunk."""
-        data = self._read_at(0, self._replica.nbytes, buffer)
-        found = digest(data.data)
-        if found != self._replica.digest:
-            raise self.corrupt(f"digest {found.hex()}, committed was {self._replica.digest.hex()}")
-        sums = [
-            0 if start == ABSENT else xxhash.xxh3_64_intdigest(data[start : start + size].data)
-            for start, size in self.frames.tolist()
-        ]
-        return np.array(sums, np.uint64)
+    def _verified_whole(self, buffer: Buffer) -> Bytes | None:
+        """The object, and the digest of each inner chunk noted; None when that is known."""
+        with self._lock:
+            if self._sums is not None:
+                return None
+            data = self._read_at(0, self._replica.nbytes, buffer)
+            found = digest(data.data)
+            if found != self._replica.digest:
+                raise self.corrupt(f"digest {found.hex()}, committed was {self._replica.digest.hex()}")
+            sums = [
+                0 if start == ABSENT else xxhash.xxh3_64_intdigest(data[start : start + size].data)
+                for start, size in self.frames.tolist()
+            ]
+            self._sums = np.array(sums, np.uint64)
+            return data
 
     def corrupt(self, reason: str) -> ChunkCorrupt:
         """What to raise for it."""

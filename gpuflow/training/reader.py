@@ -159,7 +159,11 @@ class Reader:
                 for column in columns:
                     chunk, unit, within = units.find(first + row * self._cut.step, column)
                     objects.setdefault(chunk, {}).setdefault(unit, []).append(Use(within, target, column))
-        most = max(1, _PIECE_NBYTES // max(1, int(np.prod(units.unit)) * part.dtype.itemsize))
+        chain = self._inner[number]
+        if chain is not None and not chain.links:  # one thread verifies an object as a whole, and has it all then
+            most = prod(units.per_object)
+        else:
+            most = max(1, _PIECE_NBYTES // max(1, int(np.prod(units.unit)) * part.dtype.itemsize))
         return [
             Piece(number, chunk, {unit: uses[unit] for unit in group})
             for chunk, uses in sorted(objects.items())
