@@ -22,12 +22,13 @@ from distributed.protocol import to_serialize
 from numpy.typing import NDArray
 
 from gpuflow.cluster.messages import ChunkGroup
+from gpuflow.cluster.ranges import RangeQuestions
 from gpuflow.cluster.serving import PART_CHUNKS, PART_NBYTES, Part, patience_seconds
 from gpuflow.errors import ChunkCorrupt, ChunkLost
 from gpuflow.storage.blocks import Box
 from gpuflow.storage.disk import digest
 from gpuflow.storage.manifest import Replica
-from gpuflow.storage.opened import Range, total
+from gpuflow.storage.opened import Range
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Peers:
         """worker: or what else has its `rpc` pool, its `loop`, and an `address` of its own."""
         self._worker = worker
         self._shunned: dict[str, float] = {}  # address -> until when
+        self._ranges = RangeQuestions(self._exchange, self.shun)
 
     def run(self, coroutine: Any) -> Future[Any]:
         """From a task's thread, on the event loop."""
@@ -129,20 +131,8 @@ class Peers:
     def ranges(self, address: str, replica: Replica, run: str, ranges: Sequence[Range]) -> NDArray[np.uint8]:
         """Ranges of a stored object from a worker, one behind the other (see `Serving.get_ranges`). OSError when it does not give them.
         Called from a task's thread."""
-        nbytes = total(ranges)
-        question = {"op": "gf_get_ranges", "dataset": replica.dataset, "array": replica.array, "chunk": replica.chunk}
-        question |= {"committed": replica.digest, "ranges": ranges, "run": run}
-        try:
-            answer = self.run(self._exchange(address, question, nbytes)).result()
-        except OSError:
-            self.shun(address)
-            raise
-        if "data" not in answer:
-            raise OSError(f"worker {address} does not send it: {answer.get('exception_text', answer)}")
-        data = np.frombuffer(answer["data"], np.uint8)
-        if len(data) != nbytes or digest(data.data) != answer["digest"]:
-            raise OSError(f"what worker {address} sends has changed on the way")
-        return data
+        found: NDArray[np.uint8] = self.run(self._ranges.ask(address, run, replica, ranges)).result()
+        return found
 
 
 @dataclass(slots=True)

@@ -170,18 +170,16 @@ class Serving:
         finally:
             self._free.release()
 
-    async def get_ranges(
-        self, dataset: str, array: str, chunk: int, committed: bytes, ranges: Sequence[Sequence[int]], run: str
-    ) -> dict[str, Any]:
-        """Ranges of a stored object, one behind the other, not verified, and the digest of that; nothing when it is not here as it was
-        `committed`, which is its own digest, or has no such ranges."""
+    async def get_ranges(self, objects: Sequence[Sequence[Any]], run: str) -> dict[str, Any]:
+        """Ranges of stored objects, one behind the other, not verified, and the digest of that. objects: of each dataset, array, number of
+        the chunk, its digest as it was committed, and ranges. In the answer `lacks`: why one is left out, since it is not here as it was
+        committed, or has no such ranges; else nothing."""
         async with self._free:
-            try:
-                data = await asyncio.to_thread(self._read_ranges, dataset, array, chunk, committed, ranges)
-            except OSError as error:
-                return {"exception_text": str(error)}
+            found = await asyncio.to_thread(lambda: [self._read_ranges(*one) for one in objects])
+        data = np.concatenate([one for one in found if not isinstance(one, str)] or [np.empty(0, np.uint8)])
         self.sent[run] += len(data)
-        return {"data": to_serialize(data), "digest": digest(data.data)}
+        lacks = [one if isinstance(one, str) else "" for one in found]
+        return {"data": to_serialize(data), "digest": digest(data.data), "lacks": lacks}
 
     async def get_kept(self, dataset: str, tag: str, identity: str, array: str, chunk: int) -> dict[str, Any]:
         """A chunk of a snapshot: see `read_kept`."""
@@ -191,11 +189,15 @@ class Serving:
 
     def _read_ranges(
         self, dataset: str, array: str, chunk: int, committed: bytes, ranges: Sequence[Sequence[int]]
-    ) -> NDArray[np.uint8]:
+    ) -> NDArray[np.uint8] | str:
+        """What was asked for, or why it does not come."""
         replica = self._store.manifest.replica(dataset, array, chunk)
         if replica is None or replica.digest != committed:
-            raise FileNotFoundError(f"node {self._store.node_id} does not have it as it was committed")
-        return read_ranges(self._store, replica, [(start, stop) for start, stop in ranges])
+            return f"node {self._store.node_id} does not have it as it was committed"
+        try:
+            return read_ranges(self._store, replica, [(start, stop) for start, stop in ranges])
+        except OSError as error:
+            return str(error)
 
     def _read_boxes(self, dataset: str, array: str, chunks: Sequence[int], boxes: Sequence[Any]) -> Part:
         parsed = [[tuple(slice(*bounds) for bounds in box) for box in of_chunk] for of_chunk in boxes]

@@ -98,6 +98,10 @@ class Access:
                 (self._far if found.is_far else self._open).put(key, found)
         return found
 
+    def is_far(self, array: str, chunk: int) -> bool:
+        """Whether parts of a shard that are wanted now will be asked of a peer, as before."""
+        return self._far.get((array, chunk)) is not None
+
     def fetch_whole(self, array: str, chunk: int, why: WholeWanted) -> None:
         """The next `open` has all of it."""
         if why.unchecked:

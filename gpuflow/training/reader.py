@@ -32,6 +32,8 @@ from gpuflow.training.work import Chosen, Work
 Arrays = dict[str, NDArray[Any]]
 """Of a batch, by path: (samples, *shape of a sample)."""
 
+_WAITING = 32
+"""Threads that wait for what peers send."""
 _PIECE_NBYTES = 4 * 2**20  # decoded by one thread at a time: large samples are shared out among them
 
 
@@ -118,6 +120,7 @@ class Reader:
         self.kept, self._recent = open_cache(shared, layouts, kept_nbytes), Recent(recent_nbytes)
         self._slots, self.memory = Slots(), Memory(most=8)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gpuflow-loader")
+        self._waiting = ThreadPoolExecutor(_WAITING, thread_name_prefix="gpuflow-loader-far")
 
     def submit(self, wanted: Wanted) -> None:
         """Begin to read a batch; `wanted.result` tells when it is there."""
@@ -126,6 +129,7 @@ class Reader:
     def close(self) -> None:
         """What has not begun is not done; threads, files and memory go."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self._waiting.shutdown(wait=True, cancel_futures=True)
         self.kept.close()
         self.access.close()
 
@@ -139,10 +143,15 @@ class Reader:
             for part in self._cut.parts:
                 wanted.arrays[part.path] = self.memory.array((len(wanted.chosen.samples), *part.shape), part.dtype)
             pieces = [piece for number in range(len(self._units)) for piece in self._plan(number, wanted)]
-            tasks = _shared_out(pieces, 2 * self._threads)
-            wanted.left = len(tasks)
-            if not tasks:
+            near, far = list[Piece](), list[Piece]()
+            for piece in pieces:
+                (far if self.access.is_far(self._cut.parts[piece.part].path, piece.object) else near).append(piece)
+            tasks = _shared_out(near, 2 * self._threads)
+            wanted.left = len(tasks) + len(far)
+            if not wanted.left:
                 self._end(wanted)
+            for piece in far:  # together, so that what is asked of one peer is one question
+                self._waiting.submit(self._run, wanted, [piece])
             for task in tasks:
                 self._pool.submit(self._run, wanted, task)
         except BaseException as error:  # noqa: BLE001 - whoever waits for the batch has it
