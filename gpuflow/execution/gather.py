@@ -172,15 +172,19 @@ class Gathering:
         return replica, block
 
     def _asked(self, path: str, away: Sequence[int], parts: Mapping[int, _Part], holders: Holders) -> list[_UnderWay]:
-        """Chunks that lie on other nodes, asked for: as they are stored where all of one is wanted, else the parts that are."""
+        """Chunks that lie on other nodes, as they are stored where all of one is wanted, else the parts that are. The first is asked for;
+        not more, so that no more than its parts are in memory."""
         grid, away = self._source.array(path).grid, self._lane.runtime.peers.side_by_side(away, holders)
         whole = {number for number in away if _is_whole(parts[number], grid.extent(number))}
         cut = {number: parts[number].boxes for number in away if number not in whole}
-        return [
+        found = [
             _UnderWay(numbers, boxes, self._transfer(path, numbers, holders, boxes))
             for numbers, boxes in (([number for number in away if number in whole], None), (list(cut), cut))
             if numbers
         ]
+        for each in found[:1]:
+            each.transfer.begin()
+        return found
 
     def _transfer(
         self, path: str, numbers: Sequence[int], holders: Holders, boxes: Mapping[int, Sequence[Box]] | None
@@ -193,9 +197,7 @@ class Gathering:
         def locate(wanted: Sequence[int]) -> Holders:
             return lane.runtime.locate(source.name, path, wanted)
 
-        transfer = Transfer(lane.runtime.peers, group, numbers, {n: holders[n] for n in numbers}, locate, boxes)
-        transfer.begin()
-        return transfer
+        return Transfer(lane.runtime.peers, group, numbers, {n: holders[n] for n in numbers}, locate, boxes)
 
     def _put(self, path: str, under_way: Sequence[_UnderWay], parts: Mapping[int, _Part]) -> None:
         """What was asked for to where it is wanted."""
