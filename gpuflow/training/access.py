@@ -85,7 +85,11 @@ class Access:
 
     def open(self, array: str, chunk: int, wanted: int) -> StoredObject | None:
         """A shard, to read inner chunks of, now `wanted` ones; None when it is all fill value."""
-        key, replica = (array, chunk), self._content.replica(array, chunk)
+        key = array, chunk
+        found = self._open.get(key)
+        if found is not None:
+            return found
+        replica = self._content.replica(array, chunk)
         if replica.digest == EMPTY:
             return None
         # Of two threads that want the same one, the second waits for what the first fetches.

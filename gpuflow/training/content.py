@@ -29,9 +29,7 @@ class Content:
 
     def replica(self, array: str, chunk: int) -> Replica:
         """A chunk as it was."""
-        row = self.tables[array].rows[chunk]
-        columns = (bytes(row[name]) for name in ("digest", "recipe", "inputs"))
-        return Replica(self.name, array, chunk, int(row["generation"]), int(row["nbytes"]), *columns)
+        return Replica(self.name, array, *self.tables[array].rows[chunk].tolist())
 
     def holders(self, array: str, chunk: int) -> frozenset[str]:
         """Nodes that had it."""

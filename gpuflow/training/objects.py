@@ -41,6 +41,14 @@ class WholeWanted(Exception):
         self.unchecked = unchecked
 
 
+class _Place(Buffer):
+    """Memory that is there."""
+
+    def __init__(self, place: NDArray[np.uint8]) -> None:
+        super().__init__()
+        self._memory = place
+
+
 class StoredObject:
     """A shard that can be read in parts. Thread-safe. node: who has it, for messages. CodecError when its index is not one."""
 
@@ -88,6 +96,23 @@ class StoredObject:
                         data = held[begin:]
                         frame = data[start - begin : start - begin + size]
                 yield number, frame
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it was verified as a whole, so that each of its inner chunks is verified as it is read."""
+        return self._verified or self._sums is not None
+
+    def read_into(self, number: int, place: NDArray[np.uint8]) -> bool:
+        """The same of an object that `is_known`: one inner chunk as it is stored, of the size of `place`, to there. False when it is not
+        stored, or has another size."""
+        start, size = self.frames[number].tolist()
+        if start == ABSENT or size != len(place):
+            return False
+        data = self._read_at(start, start + size, _Place(place))
+        self._is_checked(number, data)
+        if not np.may_share_memory(data, place):  # it is held in memory
+            place[...] = data
+        return True
 
     def _is_checked(self, number: int, frame: Bytes) -> bool:
         """Whether what was read is right, or decoding it will tell; not before the whole was verified, where it has no checksum."""

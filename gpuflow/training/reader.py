@@ -24,7 +24,7 @@ from gpuflow.training.access import Access
 from gpuflow.training.cache import Recent
 from gpuflow.training.cut import Part
 from gpuflow.training.memory import Memory
-from gpuflow.training.objects import WholeWanted
+from gpuflow.training.objects import StoredObject, WholeWanted
 from gpuflow.training.shared import Layout, open_cache
 from gpuflow.training.units import Column, Units
 from gpuflow.training.work import Chosen, Work
@@ -260,6 +260,8 @@ class Reader:
                 _fill(fill, piece.units[unit], out)
             return
         try:
+            if self._lies_as_it_is(piece) and opened.is_known and not opened.held_nbytes:
+                numbers = [unit for unit in numbers if not _read_into_place(opened, unit, piece.units[unit], out)]
             for unit, data in opened.read(numbers, slot.stored, slot.encoded):
                 uses = piece.units[unit]
                 if data is None:
@@ -268,6 +270,11 @@ class Reader:
                     self._decode((piece.part, piece.object, unit), data, uses, out, slot, is_held=opened.held_nbytes > 0)
         except (CodecError, OSError) as error:
             raise opened.corrupt(str(error)) from error
+
+    def _lies_as_it_is(self, piece: Piece) -> bool:
+        """Whether a unit is one row, and its stored bytes are those of the row."""
+        chain = self._inner[piece.part]
+        return chain is not None and not chain.links and chain.is_native and chain.shape[0] == 1
 
     def _decode(
         self, key: tuple[int, int, int], data: Bytes, uses: Sequence[Use], out: NDArray[Any], slot: Slot, *, is_held: bool
@@ -295,6 +302,14 @@ class Reader:
     def _keep_recent(self, key: tuple[int, int, int], block: Block) -> None:
         if block.shape[0] > 1 or self._cut.rows is not None:  # other samples take of it
             self._recent.put(key, block.copy())
+
+
+def _read_into_place(opened: StoredObject, unit: int, uses: Sequence[Use], out: NDArray[Any]) -> bool:
+    """Read a unit straight to where it goes. False when it cannot be: it goes to several places, or not as a whole."""
+    if len(uses) > 1 or not uses[0].column.is_whole:
+        return False
+    place = uses[0].place(out)
+    return bool(place.flags.c_contiguous) and opened.read_into(unit, place.reshape(-1).view(np.uint8))
 
 
 def _decode_into(chain: Chain, data: Bytes, place: Block, slot: Slot) -> None:

@@ -71,6 +71,21 @@ def test_damage_is_found_before_anything_is_given(at: int) -> None:
         stored.rows([7])
 
 
+def test_what_is_known_is_read_to_its_place_and_compared() -> None:
+    stored, place = Stored("none"), np.zeros(WIDTH, np.uint8)
+    assert not stored.opened.is_known
+    stored.rows([0])
+    assert stored.opened.is_known
+    stored.reads.clear()
+    assert stored.opened.read_into(5, place)
+    np.testing.assert_array_equal(place, BLOCK[5])
+    assert stored.reads == [(5 * WIDTH, 6 * WIDTH)]
+    assert not stored.opened.read_into(5, place[1:])
+    stored.data[5 * WIDTH] ^= 1
+    with pytest.raises(ChunkCorrupt, match="inner chunk 5"):
+        stored.opened.read_into(5, place)
+
+
 def test_threads_verify_it_once() -> None:
     stored = Stored("none")
     with ThreadPoolExecutor(8) as pool:
