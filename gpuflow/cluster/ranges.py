@@ -50,12 +50,12 @@ class RangeQuestions:
 
     def __init__(self, exchange: Exchange, fails: Callable[[str], None]) -> None:
         self._exchange, self._fails = exchange, fails
-        self._lines: dict[str, _Line] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
         self._senders: set[asyncio.Task[None]] = set()
 
     async def ask(self, address: str, run: str, replica: Replica, ranges: Sequence[Range]) -> NDArray[np.uint8]:
         """Ranges of just this replica, one behind the other. OSError when the worker does not give them."""
-        line = self._lines.setdefault(address, _Line())
+        line = self._lines.setdefault((address, run), _Line())
         wanted = _Wanted(replica, ranges, asyncio.get_running_loop().create_future())
         line.waiting.append(wanted)
         if line.under_way < _UNDER_WAY:
@@ -87,7 +87,8 @@ class RangeQuestions:
         if "data" not in answer:
             raise OSError(answer.get("exception_text", answer))
         data, position = np.frombuffer(answer["data"], np.uint8), 0
-        if digest(data.data) != answer["digest"]:
+        sent = sum(one.nbytes for one, lacks in zip(together, answer["lacks"], strict=True) if not lacks)
+        if len(data) != sent or digest(data.data) != answer["digest"]:
             raise OSError("it has changed on the way")
         for one, lacks in zip(together, answer["lacks"], strict=True):
             if lacks:

@@ -457,8 +457,8 @@ class Manifest:
             return self._connection.execute(statement, parameters).fetchall()
 
     def _tables(self, statement: str, *parameters: Any) -> Iterator[NDArray[Any]]:
-        """What `statement` gives, SEALED_DTYPE, some thousand rows at a time: a million of them at once takes twice as long and 400 MB.
-        Holding the lock is for the caller."""
+        """What `statement` gives, SEALED_DTYPE, some hundred rows at a time, which stay in the cache: a million of them at once takes
+        twice as long and 400 MB. Holding the lock is for the caller."""
         with self._sqlite_errors():
             cursor = self._connection.execute(statement, parameters)
             while rows := cursor.fetchmany(_ROWS_AT_ONCE):

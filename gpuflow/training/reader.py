@@ -32,8 +32,8 @@ from gpuflow.training.work import Chosen, Work
 Arrays = dict[str, NDArray[Any]]
 """Of a batch, by path: (samples, *shape of a sample)."""
 
-_WAITING = 32
-"""Threads that wait for what peers send."""
+_WAITING, _WAITING_NBYTES = 32, 256 * 2**20
+"""Threads that wait for what peers send, as each may decode a unit in memory of its own: at most so many bytes."""
 _PIECE_NBYTES = 4 * 2**20  # decoded by one thread at a time: large samples are shared out among them
 
 
@@ -120,7 +120,9 @@ class Reader:
         self.kept, self._recent = open_cache(shared, layouts, kept_nbytes), Recent(recent_nbytes)
         self._slots, self.memory = Slots(), Memory(most=8)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="gpuflow-loader")
-        self._waiting = ThreadPoolExecutor(_WAITING, thread_name_prefix="gpuflow-loader-far")
+        largest = max((layout.nbytes for layout in layouts), default=0)
+        waiting = max(1, min(_WAITING, _WAITING_NBYTES // max(largest, 1)))
+        self._waiting = ThreadPoolExecutor(waiting, thread_name_prefix="gpuflow-loader-far")
 
     def submit(self, wanted: Wanted) -> None:
         """Begin to read a batch; `wanted.result` tells when it is there."""

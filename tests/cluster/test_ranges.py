@@ -86,11 +86,11 @@ def test_a_worker_that_does_not_answer_fails_all_that_wait_and_is_told_of(fault:
     assert set(failed) == {"w"}
 
 
-def test_what_changed_on_the_way_is_not_taken() -> None:
+@pytest.mark.parametrize("lie", [{"digest": bytes(16)}, {"data": np.empty(0, np.uint8), "digest": digest(b"")}])
+def test_what_changed_on_the_way_is_not_taken(lie: dict[str, Any]) -> None:
     class Lying(Worker):
         async def exchange(self, address: str, question: dict[str, Any], nbytes: int) -> Any:
-            answer = await super().exchange(address, question, nbytes)
-            return {**answer, "digest": bytes(16)}
+            return await super().exchange(address, question, nbytes) | lie
 
     found, failed = asked(Lying(), [1])
     assert "changed on the way" in str(found[0])
